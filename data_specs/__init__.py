@@ -1,0 +1,31 @@
+"""What a dataset, a challenge edition and a file must look like; convert, split, simulate."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "DatasetSpec": "spec_models",
+    "Edition": "spec_models",
+    "H5ad": "h5ad",
+    "InvalidFile": "errors",
+    "Issue": "issues",
+    "LabelRecipe": "labels",
+    "Labels": "h5ad",
+    "UsageError": "errors",
+    "VCBenchError": "errors",
+    "dataset_ids": "specs",
+    "edition_ids": "specs",
+    "load_dataset": "specs",
+    "load_edition": "specs",
+    "write_h5ad_dense": "h5ad_write",
+    "write_h5ad_stream": "h5ad_write",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

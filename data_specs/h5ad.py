@@ -1,0 +1,550 @@
+"""Streaming reader of AnnData files through h5py: header first, then row blocks. No anndata import.
+
+Reads CSR, CSC and dense X of any real dtype. Blocks come as CSR rows with the file's own values; nothing
+is loaded beyond the block. Problems of the file raise `InvalidFile` with coded issues.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+
+from .errors import InvalidFile, UsageError
+from .issues import Issue, make_issue
+
+Storage = Literal["csr", "csc", "dense"]
+DEFAULT_BLOCK_BYTES = 64 * 2**20
+CSC_WINDOW_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class MatrixInfo:
+    """How X is stored: `n_stored` counts stored entries (all entries when dense)."""
+
+    storage: Storage
+    dtype: np.dtype
+    shape: tuple[int, int]
+    n_stored: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A text column: `categories[codes[i]]` is the value of row i, code -1 a missing value.
+
+    Categories are those that occur, sorted by code point, so equal columns are equal however stored.
+    """
+
+    codes: np.ndarray
+    categories: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """The column as an object array of str, with None for missing values."""
+        out = np.empty(len(self.codes), dtype=object)
+        known = self.codes >= 0
+        out[known] = self.categories[self.codes[known]]
+        return out
+
+    def counts(self) -> dict[str, int]:
+        """Rows per category; missing values are not counted."""
+        tally = np.bincount(self.codes[self.codes >= 0], minlength=len(self.categories))
+        return {str(name): int(n) for name, n in zip(self.categories, tally, strict=True)}
+
+    @classmethod
+    def from_values(cls, values: Any) -> Labels:
+        """Labels of any sequence; None and NaN become missing."""
+        raw = np.asarray(values, dtype=object)
+        missing = np.fromiter((v is None or v != v for v in raw), dtype=bool, count=len(raw))
+        text = np.array([str(v) for v in raw[~missing]], dtype=object)
+        categories, inverse = (
+            np.unique(text, return_inverse=True) if len(text) else (np.array([], object), np.array([], int))
+        )
+        codes = np.full(len(raw), -1, dtype=np.int32)
+        codes[~missing] = inverse
+        return cls(codes, categories.astype(object))
+
+    @classmethod
+    def from_codes(cls, codes: np.ndarray, categories: Any) -> Labels:
+        """Labels of stored categorical codes: unused and repeated categories are dropped, order is by code point."""
+        names = np.array([str(c) for c in categories], dtype=object)
+        codes = np.asarray(codes).astype(np.int64)
+        used = np.unique(codes[codes >= 0])
+        unique, position = (
+            np.unique(names[used], return_inverse=True)
+            if len(used)
+            else (np.array([], object), np.array([], int))
+        )
+        table = np.full(len(names) + 1, -1, dtype=np.int32)
+        table[used] = position
+        return cls(table[np.where(codes >= 0, codes, len(names))], unique.astype(object))
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows `start` to `start + matrix.shape[0]` of X as CSR, in the file's dtype."""
+
+    start: int
+    matrix: sp.csr_array
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.matrix.shape[0]
+
+
+class H5ad:
+    """A read-only AnnData file. Use as a context manager; opening checks the structure, not the values.
+
+    Raises
+    ------
+    InvalidFile
+        The path is missing, not HDF5, truncated, or lacks X, obs or var (codes E001 to E009).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._file = _open_hdf5(self.path)
+        try:
+            issues = _structure_issues(self._file, self.path)
+            if issues:
+                raise InvalidFile(issues)
+            self.matrix = _matrix_info(self._file)
+        except OSError as error:
+            self._file.close()
+            raise _unreadable(self.path, error) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> H5ad:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def name(self) -> str:
+        """The file name, as issues show it."""
+        return self.path.name
+
+    @property
+    def n_obs(self) -> int:
+        return self.matrix.shape[0]
+
+    @property
+    def n_vars(self) -> int:
+        return self.matrix.shape[1]
+
+    @cached_property
+    def genes(self) -> np.ndarray:
+        """The var index, object array of str, shape (n_vars,)."""
+        return self._index("var")
+
+    @cached_property
+    def obs_names(self) -> np.ndarray:
+        """The obs index, object array of str, shape (n_obs,)."""
+        return self._index("obs")
+
+    @cached_property
+    def obs_columns(self) -> tuple[str, ...]:
+        """The columns of obs, without the index."""
+        return self._columns("obs")
+
+    @cached_property
+    def var_columns(self) -> tuple[str, ...]:
+        """The columns of var, without the index."""
+        return self._columns("var")
+
+    def labels(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> Labels:
+        """A column as text labels. Numbers become their text. Raises `UsageError` when it is absent."""
+        node = self._column(axis, column)
+        with self._reading():
+            if isinstance(node, h5py.Group) and "codes" in node:
+                return Labels.from_codes(node["codes"][()], _strings(node["categories"]))
+            legacy = self._legacy_categories(axis, column)
+            if legacy is not None and isinstance(node, h5py.Dataset):
+                return Labels.from_codes(node[()], legacy)
+            return Labels.from_values(_values(node))
+
+    def values(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> np.ndarray:
+        """A column as an array: numbers and booleans in their dtype, text and categories as str objects."""
+        node = self._column(axis, column)
+        if isinstance(node, h5py.Group) and "codes" in node:
+            return self.labels(column, axis=axis).values()
+        with self._reading():
+            return _values(node)
+
+    @cached_property
+    def uns(self) -> dict[str, Any]:
+        """`uns` as nested dicts of scalars, text and arrays. Sparse matrices and data frames in it are left out."""
+        with self._reading():
+            return _mapping(self._file["uns"]) if "uns" in self._file else {}
+
+    @property
+    def vcbench(self) -> dict[str, Any]:
+        """`uns["vcbench"]` of a standard file, or an empty dict."""
+        entry = self.uns.get("vcbench", {})
+        return entry if isinstance(entry, dict) else {}
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Non-empty top-level groups other than X, obs, var (layers, obsm, raw, ...)."""
+        rest = (key for key in self._file if key not in ("X", "obs", "var"))
+        return tuple(
+            key for key in rest if not isinstance(self._file[key], h5py.Group) or len(self._file[key])
+        )
+
+    def row_blocks(
+        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+    ) -> Iterator[RowBlock]:
+        """X in row order, in blocks of at most about `max_bytes` (always at least one row).
+
+        With `canonical`, stored zeros are dropped, duplicates summed and column indices sorted; without it
+        the stored entries come as they are (dense rows always come without their zeros).
+        """
+        with self._reading():
+            for block in self._raw_blocks(max_bytes):
+                if canonical:
+                    block.matrix.sum_duplicates()
+                    block.matrix.eliminate_zeros()
+                yield block
+
+    def _raw_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+        if self.matrix.storage == "dense":
+            yield from self._dense_blocks(max_bytes)
+        elif self.matrix.storage == "csr":
+            yield from self._csr_blocks(max_bytes)
+        else:
+            yield from self._csc_blocks(max_bytes)
+
+    def _dense_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+        x = self._file["X"]
+        step = max(1, max_bytes // max(1, self.n_vars * x.dtype.itemsize))
+        for start in range(0, self.n_obs, step):
+            yield RowBlock(start, sp.csr_array(x[start : start + step]))
+
+    def _csr_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+        x = self._file["X"]
+        indptr = x["indptr"][()].astype(np.int64)
+        per_block = max(1, max_bytes // (x["data"].dtype.itemsize + x["indices"].dtype.itemsize))
+        start = 0
+        while start < self.n_obs:
+            stop = int(np.searchsorted(indptr, indptr[start] + per_block, side="right")) - 1
+            stop = min(max(stop, start + 1), self.n_obs)
+            low, high = int(indptr[start]), int(indptr[stop])
+            parts = (
+                x["data"][low:high],
+                x["indices"][low:high].astype(np.int32),
+                indptr[start : stop + 1] - low,
+            )
+            yield RowBlock(start, sp.csr_array(parts, shape=(stop - start, self.n_vars)))
+            start = stop
+
+    def _csc_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+        # A column-major file is read once per window of rows, so windows are larger than row blocks.
+        x = self._file["X"]
+        itemsize = x["data"].dtype.itemsize + 8
+        row_counts = self._csc_row_counts(max_bytes)
+        bounds = _row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
+        for start, stop in bounds:
+            parts = list(self._csc_window(start, stop, max_bytes))
+            data = np.concatenate([p[0] for p in parts]) if parts else np.array([], x["data"].dtype)
+            rows = np.concatenate([p[1] for p in parts]) if parts else np.array([], np.int64)
+            cols = np.concatenate([p[2] for p in parts]) if parts else np.array([], np.int32)
+            order = np.argsort(rows, kind="stable")
+            counts = np.bincount(rows, minlength=stop - start)
+            indptr = np.concatenate([[0], np.cumsum(counts)])
+            yield RowBlock(
+                start, sp.csr_array((data[order], cols[order], indptr), shape=(stop - start, self.n_vars))
+            )
+
+    def _csc_chunks(self, max_bytes: int) -> Iterator[tuple[int, int]]:
+        n_live = int(self._file["X"]["indptr"][-1])
+        step = max(2**16, max_bytes // 16)
+        for low in range(0, n_live, step):
+            yield low, min(low + step, n_live)
+
+    def _csc_row_counts(self, max_bytes: int) -> np.ndarray:
+        counts = np.zeros(self.n_obs, dtype=np.int64)
+        for low, high in self._csc_chunks(max_bytes):
+            counts += np.bincount(self._file["X"]["indices"][low:high], minlength=self.n_obs)
+        return counts
+
+    def _csc_window(
+        self, start: int, stop: int, max_bytes: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        x = self._file["X"]
+        indptr = x["indptr"][()].astype(np.int64)
+        for low, high in self._csc_chunks(max_bytes):
+            rows = x["indices"][low:high].astype(np.int64)
+            keep = np.flatnonzero((rows >= start) & (rows < stop))
+            cols = np.searchsorted(indptr, keep + low, side="right") - 1
+            yield x["data"][low:high][keep], rows[keep] - start, cols.astype(np.int32)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def _frame(self, axis: str) -> h5py.Group:
+        return self._file[axis]
+
+    def _index(self, axis: str) -> np.ndarray:
+        frame = self._frame(axis)
+        with self._reading():
+            values = _values(frame[_index_key(frame)])
+        return np.array([str(v) for v in values], dtype=object)
+
+    def _columns(self, axis: str) -> tuple[str, ...]:
+        frame = self._frame(axis)
+        skip = {_index_key(frame), "__categories"}
+        return tuple(key for key in frame if key not in skip)
+
+    def _column(self, axis: str, column: str) -> Any:
+        frame = self._frame(axis)
+        if column not in self._columns(axis):
+            raise UsageError(
+                f"{self.path}: {axis} has no column {column!r}; it has {', '.join(self._columns(axis)) or 'none'}."
+            )
+        return frame[column]
+
+    def _legacy_categories(self, axis: str, column: str) -> np.ndarray | None:
+        legacy = self._frame(axis).get("__categories")
+        return _strings(legacy[column]) if legacy is not None and column in legacy else None
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    where = str(path)
+    if not path.exists():
+        raise InvalidFile(
+            [make_issue("E001", where=where, found="no such file", expected="an .h5ad file", file=path)]
+        )
+    if path.is_dir() or not path.is_file():
+        found = "a directory" if path.is_dir() else "not a regular file"
+        raise InvalidFile([make_issue("E002", where=where, found=found, expected="an .h5ad file", file=path)])
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(64)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not h5py.is_hdf5(path):
+        found = "an empty file" if not head else f"a file that starts with {head[:8]!r}"
+        raise InvalidFile([make_issue("E003", where=where, found=found, expected="an HDF5 file", file=path)])
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidFile:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InvalidFile(
+        [make_issue("E004", where=str(path), found=first_line, expected="a complete HDF5 file", file=path)]
+    )
+
+
+def _structure_issues(file: h5py.File, path: Path) -> list[Issue]:
+    issues = []
+    for key in ("X", "obs", "var"):
+        if key not in file:
+            issues.append(
+                make_issue(
+                    "E005",
+                    where=f"{path.name}:/{key}",
+                    found="nothing",
+                    expected=f"/{key}",
+                    file=path,
+                    key=key,
+                )
+            )
+    for axis in ("obs", "var"):
+        if axis in file and (
+            not isinstance(file[axis], h5py.Group) or _index_key(file[axis]) not in file[axis]
+        ):
+            issues.append(
+                make_issue(
+                    "E006",
+                    where=f"{path.name}:/{axis}",
+                    found="no data frame group",
+                    expected="a group with an index",
+                    file=path,
+                    key=axis,
+                )
+            )
+    if not issues:
+        issues += _x_issues(file, path)
+    return issues
+
+
+def _x_issues(file: h5py.File, path: Path) -> list[Issue]:
+    x, where = file["X"], f"{path.name}:/X"
+    n_obs, n_vars = (len(_first(file[axis][_index_key(file[axis])])) for axis in ("obs", "var"))
+    if isinstance(x, h5py.Dataset):
+        if x.ndim != 2 or x.dtype.kind not in "fiub":
+            return [
+                make_issue(
+                    "E007",
+                    where=where,
+                    found=f"{x.ndim}-d {x.dtype}",
+                    expected="a 2-d numeric matrix",
+                    file=path,
+                )
+            ]
+        shape = x.shape
+    else:
+        kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
+        kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+        if not kind.startswith(("csr", "csc")) or not {"data", "indices", "indptr"} <= set(x):
+            return [
+                make_issue(
+                    "E007",
+                    where=where,
+                    found=f"encoding {kind!r}",
+                    expected="csr_matrix, csc_matrix or a dense array",
+                    file=path,
+                )
+            ]
+        if x["data"].dtype.kind not in "fiub":
+            return [
+                make_issue(
+                    "E007",
+                    where=f"{where}/data",
+                    found=str(x["data"].dtype),
+                    expected="a numeric dtype",
+                    file=path,
+                )
+            ]
+        shape = tuple(int(n) for n in x.attrs.get("shape", x.attrs.get("h5sparse_shape", (-1, -1))))
+        problem = _sparse_problem(x, kind[:3], shape)
+        if problem:
+            return [
+                make_issue(
+                    "E008", where=where, found=problem, expected="a well-formed sparse matrix", file=path
+                )
+            ]
+    if tuple(shape) != (n_obs, n_vars):
+        return [
+            make_issue(
+                "E009",
+                where=where,
+                found=f"{shape[0]:,} x {shape[1]:,}",
+                expected=f"{n_obs:,} obs x {n_vars:,} var",
+                file=path,
+            )
+        ]
+    return []
+
+
+def _sparse_problem(x: h5py.Group, storage: str, shape: tuple[int, ...]) -> str:
+    n_major, n_minor = shape if storage == "csr" else shape[::-1]
+    indptr = x["indptr"][()].astype(np.int64)
+    if len(indptr) != n_major + 1:
+        return (
+            f"indptr has {len(indptr):,} entries for {n_major:,} {'rows' if storage == 'csr' else 'columns'}"
+        )
+    if indptr[0] != 0:
+        return f"indptr starts at {indptr[0]}"
+    falls = np.flatnonzero(np.diff(indptr) < 0)
+    if len(falls):
+        return f"indptr decreases at position {falls[0] + 1:,}"
+    if len(x["indices"]) != len(x["data"]):
+        return f"{len(x['indices']):,} indices for {len(x['data']):,} values"
+    if indptr[-1] > len(x["data"]):
+        return f"indptr ends at {indptr[-1]:,} with {len(x['data']):,} values"
+    return _index_range_problem(x["indices"], int(indptr[-1]), n_minor)
+
+
+def _index_range_problem(indices: h5py.Dataset, n_live: int, n_minor: int) -> str:
+    step = DEFAULT_BLOCK_BYTES // max(1, indices.dtype.itemsize)
+    for low in range(0, n_live, step):
+        part = indices[low : min(low + step, n_live)]
+        if len(part) and (part.min() < 0 or part.max() >= n_minor):
+            at = int(np.flatnonzero((part < 0) | (part >= n_minor))[0])
+            return f"index {part[at]} at entry {low + at:,} is outside 0 to {n_minor - 1:,}"
+    return ""
+
+
+def _matrix_info(file: h5py.File) -> MatrixInfo:
+    x = file["X"]
+    if isinstance(x, h5py.Dataset):
+        return MatrixInfo("dense", x.dtype, (x.shape[0], x.shape[1]), x.shape[0] * x.shape[1])
+    kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
+    kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+    shape = tuple(int(n) for n in x.attrs.get("shape", x.attrs.get("h5sparse_shape", ())))
+    storage: Storage = "csr" if kind.startswith("csr") else "csc"
+    return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
+
+
+def _index_key(frame: h5py.Group) -> str:
+    key = frame.attrs.get("_index", "_index")
+    return key.decode() if isinstance(key, bytes) else str(key)
+
+
+def _first(node: Any) -> Any:
+    return node["values"] if isinstance(node, h5py.Group) and "values" in node else node
+
+
+def _strings(node: Any) -> np.ndarray:
+    return np.array([str(v) for v in _values(node)], dtype=object)
+
+
+def _values(node: Any) -> np.ndarray:
+    """A dataset or nullable group as an array; text as str objects, masked entries as None."""
+    if isinstance(node, h5py.Group):
+        if "values" in node and "mask" in node:
+            values = _values(node["values"]).astype(object)
+            values[node["mask"][()].astype(bool)] = None
+            return values
+        if "codes" in node:
+            return Labels.from_codes(node["codes"][()], _strings(node["categories"])).values()
+        raise UsageError(
+            f"{node.name}: a column of encoding {node.attrs.get('encoding-type')!r} cannot be read."
+        )
+    if h5py.check_string_dtype(node.dtype) is not None:
+        return np.asarray(node.asstr(errors="replace")[()], dtype=object)
+    values = node[()]
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace").astype(object)
+    return values
+
+
+def _mapping(group: h5py.Group) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, node in group.items():
+        encoding = node.attrs.get("encoding-type", "")
+        if isinstance(node, h5py.Group):
+            if encoding in ("", "dict"):
+                out[key] = _mapping(node)
+            continue
+        if encoding == "null" or node.shape is None:
+            out[key] = None
+        elif node.shape == ():
+            value = node.asstr()[()] if h5py.check_string_dtype(node.dtype) is not None else node[()]
+            out[key] = value.item() if isinstance(value, np.generic) else value
+        else:
+            out[key] = _values(node)
+    return out
+
+
+def _row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:
+    ends = np.concatenate([[0], np.cumsum(row_counts)])
+    windows, start = [], 0
+    while start < len(row_counts):
+        stop = int(np.searchsorted(ends, ends[start] + per_window, side="right")) - 1
+        stop = min(max(stop, start + 1), len(row_counts))
+        windows.append((start, stop))
+        start = stop
+    return windows

@@ -1,0 +1,58 @@
+"""The `vcbench` command: a lazy group that names every command without importing it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..data_specs.cli_support import LazyGroup, run
+
+COMMANDS = {
+    "demo": (
+        "vcbench.baselines.demo:demo",
+        "Simulate, train, predict, pack, validate, score, compare: all in one.",
+    ),
+    "data": ("vcbench.data_specs.cli:data", "List, show, check, convert, split and simulate datasets."),
+    "train": ("vcbench.baselines.cli:train", "Fit a baseline on a dataset and a split; write a run folder."),
+    "predict": ("vcbench.baselines.cli:predict", "Predict perturbations with a run folder."),
+    "pack": ("vcbench.submission.cli:pack", "Turn predictions into a valid submission file."),
+    "unpack": ("vcbench.submission.cli:unpack", "Turn a submission file back into an h5ad."),
+    "inspect": ("vcbench.submission.cli:inspect", "Show what is in an h5ad or a submission file."),
+    "validate": (
+        "vcbench.evaluator.cli_validate:validate",
+        "Check a file against an edition; all problems at once.",
+    ),
+    "score": ("vcbench.evaluator.cli_score:score", "Score predictions against the truth; write a ScoreCard."),
+    "compare": ("vcbench.evaluator.cli_compare:compare", "Rank ScoreCards in one table."),
+    "list": (
+        "vcbench.evaluator.cli_about:list_",
+        "List metrics, baselines, editions, datasets or issue codes.",
+    ),
+    "explain": (
+        "vcbench.evaluator.cli_about:explain",
+        "Explain an issue code, metric, edition, dataset or baseline.",
+    ),
+    "doctor": ("vcbench.evaluator.cli_about:doctor", "Show versions, devices and what is missing."),
+    "completion": ("vcbench.evaluator.cli_about:completion", "Print the shell completion script."),
+}
+
+
+@click.command(
+    cls=LazyGroup,
+    table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First steps: vcbench demo",
+)
+@click.version_option(package_name="vcbench", prog_name="vcbench")
+def cli() -> None:
+    """Score, train and package perturbation predictions (Virtual Cell Challenge and friends)."""
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run(cli))
+
+
+if __name__ == "__main__":
+    main()
