@@ -1,0 +1,55 @@
+"""The options of a scoring run that every pipeline understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES
+from ..data_specs.standard import MatrixKind
+
+if TYPE_CHECKING:
+    from ..data_specs.split_file import Split
+
+Subset = Literal["train", "validation", "test", "all"]
+SUBSETS: tuple[Subset, ...] = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What the caller chose. A pipeline is `score_X(pred, truth, *, edition, profile, options, progress)`.
+
+    `pred` and `truth` are opened sources (`H5ad` or `MemorySource`, never closed by the pipeline), `profile` a
+    `spec_models.Profile` whose metrics are resolved names, `progress(done, total, text)` may be called freely.
+
+    Attributes
+    ----------
+    split
+        Restricts the evaluated rows to those of `subset` that the truth has; None: all rows of the truth.
+    subset
+        The part of the split, or `all`. Without a split it has no meaning.
+    pert_col, control, context_col
+        Override the edition's column names and control label, in both files; None keeps the edition's.
+    matrix
+        Overrides the declared (or detected) matrix kind of both files.
+    seed
+        Root seed of every random draw.
+    threads
+        Threads of parallel kernels; None: the CPUs this process may use. Results do not depend on it.
+    block_bytes
+        Target size of one block of rows. Results do not depend on it.
+    references
+        What an overall score needs beyond the truth, by name (for example the baseline's aggregate file).
+    """
+
+    split: Split | None = None
+    subset: Subset = "test"
+    pert_col: str | None = None
+    control: str | None = None
+    context_col: str | None = None
+    matrix: MatrixKind | None = None
+    seed: int = 0
+    threads: int | None = None
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+    references: Mapping[str, Any] = field(default_factory=dict)
