@@ -19,10 +19,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from .errors import InvalidFile, UsageError
-from .issues import Issue, make_issue
+from .h5ad_structure import DEFAULT_BLOCK_BYTES, index_key, is_dataset, is_group, structure_issues
+from .issues import make_issue
 
 Storage = Literal["csr", "csc", "dense"]
-DEFAULT_BLOCK_BYTES = 64 * 2**20
 CSC_WINDOW_BYTES = 256 * 2**20
 
 
@@ -96,7 +96,7 @@ class RowBlock:
 
     @property
     def stop(self) -> int:
-        return self.start + self.matrix.shape[0]
+        return self.start + len(self.matrix.indptr) - 1
 
 
 class H5ad:
@@ -110,9 +110,9 @@ class H5ad:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._file = _open_hdf5(self.path)
+        self._file: Any = _open_hdf5(self.path)
         try:
-            issues = _structure_issues(self._file, self.path)
+            issues = structure_issues(self._file, self.path)
             if issues:
                 raise InvalidFile(issues)
             self.matrix = _matrix_info(self._file)
@@ -170,17 +170,17 @@ class H5ad:
         """A column as text labels. Numbers become their text. Raises `UsageError` when it is absent."""
         node = self._column(axis, column)
         with self._reading():
-            if isinstance(node, h5py.Group) and "codes" in node:
+            if is_group(node) and "codes" in node:
                 return Labels.from_codes(node["codes"][()], _strings(node["categories"]))
             legacy = self._legacy_categories(axis, column)
-            if legacy is not None and isinstance(node, h5py.Dataset):
+            if legacy is not None and is_dataset(node):
                 return Labels.from_codes(node[()], legacy)
             return Labels.from_values(_values(node))
 
     def values(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> np.ndarray:
         """A column as an array: numbers and booleans in their dtype, text and categories as str objects."""
         node = self._column(axis, column)
-        if isinstance(node, h5py.Group) and "codes" in node:
+        if is_group(node) and "codes" in node:
             return self.labels(column, axis=axis).values()
         with self._reading():
             return _values(node)
@@ -201,9 +201,7 @@ class H5ad:
     def groups(self) -> tuple[str, ...]:
         """Non-empty top-level groups other than X, obs, var (layers, obsm, raw, ...)."""
         rest = (key for key in self._file if key not in ("X", "obs", "var"))
-        return tuple(
-            key for key in rest if not isinstance(self._file[key], h5py.Group) or len(self._file[key])
-        )
+        return tuple(key for key in rest if not is_group(self._file[key]) or len(self._file[key]))
 
     def row_blocks(
         self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
@@ -299,18 +297,18 @@ class H5ad:
         except OSError as error:
             raise _unreadable(self.path, error) from error
 
-    def _frame(self, axis: str) -> h5py.Group:
+    def _frame(self, axis: str) -> Any:
         return self._file[axis]
 
     def _index(self, axis: str) -> np.ndarray:
         frame = self._frame(axis)
         with self._reading():
-            values = _values(frame[_index_key(frame)])
+            values = _values(frame[index_key(frame)])
         return np.array([str(v) for v in values], dtype=object)
 
     def _columns(self, axis: str) -> tuple[str, ...]:
         frame = self._frame(axis)
-        skip = {_index_key(frame), "__categories"}
+        skip = {index_key(frame), "__categories"}
         return tuple(key for key in frame if key not in skip)
 
     def _column(self, axis: str, column: str) -> Any:
@@ -326,7 +324,7 @@ class H5ad:
         return _strings(legacy[column]) if legacy is not None and column in legacy else None
 
 
-def _open_hdf5(path: Path) -> h5py.File:
+def _open_hdf5(path: Path) -> Any:
     where = str(path)
     if not path.exists():
         raise InvalidFile(
@@ -356,130 +354,9 @@ def _unreadable(path: Path, error: OSError) -> InvalidFile:
     )
 
 
-def _structure_issues(file: h5py.File, path: Path) -> list[Issue]:
-    issues = []
-    for key in ("X", "obs", "var"):
-        if key not in file:
-            issues.append(
-                make_issue(
-                    "E005",
-                    where=f"{path.name}:/{key}",
-                    found="nothing",
-                    expected=f"/{key}",
-                    file=path,
-                    key=key,
-                )
-            )
-    for axis in ("obs", "var"):
-        if axis in file and (
-            not isinstance(file[axis], h5py.Group) or _index_key(file[axis]) not in file[axis]
-        ):
-            issues.append(
-                make_issue(
-                    "E006",
-                    where=f"{path.name}:/{axis}",
-                    found="no data frame group",
-                    expected="a group with an index",
-                    file=path,
-                    key=axis,
-                )
-            )
-    if not issues:
-        issues += _x_issues(file, path)
-    return issues
-
-
-def _x_issues(file: h5py.File, path: Path) -> list[Issue]:
-    x, where = file["X"], f"{path.name}:/X"
-    n_obs, n_vars = (len(_first(file[axis][_index_key(file[axis])])) for axis in ("obs", "var"))
-    if isinstance(x, h5py.Dataset):
-        if x.ndim != 2 or x.dtype.kind not in "fiub":
-            return [
-                make_issue(
-                    "E007",
-                    where=where,
-                    found=f"{x.ndim}-d {x.dtype}",
-                    expected="a 2-d numeric matrix",
-                    file=path,
-                )
-            ]
-        shape = x.shape
-    else:
-        kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
-        kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-        if not kind.startswith(("csr", "csc")) or not {"data", "indices", "indptr"} <= set(x):
-            return [
-                make_issue(
-                    "E007",
-                    where=where,
-                    found=f"encoding {kind!r}",
-                    expected="csr_matrix, csc_matrix or a dense array",
-                    file=path,
-                )
-            ]
-        if x["data"].dtype.kind not in "fiub":
-            return [
-                make_issue(
-                    "E007",
-                    where=f"{where}/data",
-                    found=str(x["data"].dtype),
-                    expected="a numeric dtype",
-                    file=path,
-                )
-            ]
-        shape = tuple(int(n) for n in x.attrs.get("shape", x.attrs.get("h5sparse_shape", (-1, -1))))
-        problem = _sparse_problem(x, kind[:3], shape)
-        if problem:
-            return [
-                make_issue(
-                    "E008", where=where, found=problem, expected="a well-formed sparse matrix", file=path
-                )
-            ]
-    if tuple(shape) != (n_obs, n_vars):
-        return [
-            make_issue(
-                "E009",
-                where=where,
-                found=f"{shape[0]:,} x {shape[1]:,}",
-                expected=f"{n_obs:,} obs x {n_vars:,} var",
-                file=path,
-            )
-        ]
-    return []
-
-
-def _sparse_problem(x: h5py.Group, storage: str, shape: tuple[int, ...]) -> str:
-    n_major, n_minor = shape if storage == "csr" else shape[::-1]
-    indptr = x["indptr"][()].astype(np.int64)
-    if len(indptr) != n_major + 1:
-        return (
-            f"indptr has {len(indptr):,} entries for {n_major:,} {'rows' if storage == 'csr' else 'columns'}"
-        )
-    if indptr[0] != 0:
-        return f"indptr starts at {indptr[0]}"
-    falls = np.flatnonzero(np.diff(indptr) < 0)
-    if len(falls):
-        return f"indptr decreases at position {falls[0] + 1:,}"
-    if len(x["indices"]) != len(x["data"]):
-        return f"{len(x['indices']):,} indices for {len(x['data']):,} values"
-    if indptr[-1] > len(x["data"]):
-        return f"indptr ends at {indptr[-1]:,} with {len(x['data']):,} values"
-    return _index_range_problem(x["indices"], int(indptr[-1]), n_minor)
-
-
-def _index_range_problem(indices: h5py.Dataset, n_live: int, n_minor: int) -> str:
-    step = DEFAULT_BLOCK_BYTES // max(1, indices.dtype.itemsize)
-    for low in range(0, n_live, step):
-        part = indices[low : min(low + step, n_live)]
-        if len(part) and (part.min() < 0 or part.max() >= n_minor):
-            at = int(np.flatnonzero((part < 0) | (part >= n_minor))[0])
-            return f"index {part[at]} at entry {low + at:,} is outside 0 to {n_minor - 1:,}"
-    return ""
-
-
-def _matrix_info(file: h5py.File) -> MatrixInfo:
+def _matrix_info(file: Any) -> MatrixInfo:
     x = file["X"]
-    if isinstance(x, h5py.Dataset):
+    if is_dataset(x):
         return MatrixInfo("dense", x.dtype, (x.shape[0], x.shape[1]), x.shape[0] * x.shape[1])
     kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
     kind = kind.decode() if isinstance(kind, bytes) else str(kind)
@@ -488,22 +365,13 @@ def _matrix_info(file: h5py.File) -> MatrixInfo:
     return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
 
 
-def _index_key(frame: h5py.Group) -> str:
-    key = frame.attrs.get("_index", "_index")
-    return key.decode() if isinstance(key, bytes) else str(key)
-
-
-def _first(node: Any) -> Any:
-    return node["values"] if isinstance(node, h5py.Group) and "values" in node else node
-
-
 def _strings(node: Any) -> np.ndarray:
     return np.array([str(v) for v in _values(node)], dtype=object)
 
 
 def _values(node: Any) -> np.ndarray:
     """A dataset or nullable group as an array; text as str objects, masked entries as None."""
-    if isinstance(node, h5py.Group):
+    if is_group(node):
         if "values" in node and "mask" in node:
             values = _values(node["values"]).astype(object)
             values[node["mask"][()].astype(bool)] = None
@@ -521,11 +389,11 @@ def _values(node: Any) -> np.ndarray:
     return values
 
 
-def _mapping(group: h5py.Group) -> dict[str, Any]:
+def _mapping(group: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, node in group.items():
         encoding = node.attrs.get("encoding-type", "")
-        if isinstance(node, h5py.Group):
+        if is_group(node):
             if encoding in ("", "dict"):
                 out[key] = _mapping(node)
             continue
