@@ -1,0 +1,75 @@
+"""`vcbench compare`: ScoreCards as one ranked table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ..data_specs.cli_support import echo_json, echo_table, force_option, format_option
+
+
+@click.command()
+@click.argument("cards", nargs=-1, required=True, type=click.Path(exists=True))
+@click.option("--by", metavar="METRIC", help="Order by this metric; default: the first column.")
+@click.option("--metrics", metavar="A,B,C", help="Columns to show.")
+@click.option("--filler", default="mean", show_default=True, help="Entry whose values fill refused rows.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Also write a self-contained HTML page.")
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also write a CSV.")
+@click.option("--title", default="vcbench leaderboard", show_default=True, help="Title of the HTML page.")
+@force_option
+@format_option
+def compare(
+    cards: tuple[str, ...],
+    by: str | None,
+    metrics: str | None,
+    filler: str,
+    html: str | None,
+    csv_path: str | None,
+    title: str,
+    force: bool,
+    output_format: str,
+) -> None:
+    """Rank the ScoreCards in CARDS (folders that `vcbench score -o` wrote, or a folder of them).
+
+    \b
+    Examples:
+      vcbench compare results/
+      vcbench compare a/ b/ c/ --by mse_top20_de --html leaderboard.html
+    """
+    from ..data_specs.atomic import check_output
+    from .compare import compare as run_compare
+    from .compare import format_value, read_entries, write_csv, write_html
+
+    for path in (html, csv_path):
+        if path:
+            check_output(path, force=force)
+    columns = tuple(name.strip() for name in metrics.split(",")) if metrics else None
+    boards = run_compare(read_entries([Path(card) for card in cards]), by=by, columns=columns, filler=filler)
+    if html:
+        write_html(boards, html, title=title)
+    if csv_path:
+        write_csv(boards, csv_path)
+    if output_format == "json":
+        echo_json({"tables": [asdict(board) for board in boards]})
+        return
+    for board in boards:
+        head = f"{board.title}: {board.n_rows} of {board.n_total} perturbations, edition {board.edition}, by {board.by}"
+        if not board.rows:
+            click.echo(f"{head}; {'; '.join(board.notes)}\n")
+            continue
+        rows = [
+            [
+                row.rank if row.rank is not None else "-",
+                row.name,
+                *(
+                    format_value(row.values[c]) + (f" ({row.n[c]})" if row.n[c] != board.n_rows else "")
+                    for c in board.columns
+                ),
+                row.n_filled,
+            ]
+            for row in board.rows
+        ]
+        echo_table(["rank", "entry", *board.columns, "filled"], rows, title=head)
+        click.echo("")

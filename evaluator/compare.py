@@ -1,0 +1,310 @@
+"""Ranked tables of ScoreCards: on the rows that every entry predicts, and with refusals filled by the training mean.
+
+A mean over an entry's own coverage is never ranked: leaving out hard perturbations must not help.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data_specs.atomic import write_text
+from ..data_specs.errors import UnknownName, UsageError
+from .scorecard import Better, ScoreCard, read_scorecard
+
+KEYS = ["context", "perturbation"]
+PERFECT = "perfect"
+FILLER = "mean"
+DEFAULT_COLUMNS = {
+    "core": (
+        "pearson_delta",
+        "mse_top20_de",
+        "mse",
+        "mae",
+        "pearson_delta_top20_de",
+        "direction_accuracy",
+        "top20_overlap",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scored prediction: its card and its per-perturbation table, sorted by (context, perturbation)."""
+
+    card: ScoreCard
+    table: pd.DataFrame
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def predicted(self) -> set[tuple[str, str]]:
+        """The (context, perturbation) rows this entry predicts."""
+        rows = self.table
+        if "status" in rows:
+            rows = rows[rows["status"] != "refused"]
+        return set(zip(rows["context"], rows["perturbation"], strict=True))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a leaderboard: mean and count per metric, how many rows were filled, rank (None: a reference)."""
+
+    name: str
+    values: dict[str, float]
+    n: dict[str, int]
+    n_filled: int
+    rank: int | None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """A ranked table: `n_rows` of `n_total` perturbations enter it; `columns` are metric names, `by` orders it."""
+
+    title: str
+    edition: str
+    profile: str
+    by: str
+    columns: tuple[str, ...]
+    better: dict[str, Better]
+    rows: tuple[Row, ...]
+    n_rows: int
+    n_total: int
+    notes: tuple[str, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per entry: rank, name, each metric and its n, n_filled."""
+        records = []
+        for row in self.rows:
+            record: dict[str, object] = {"rank": row.rank, "name": row.name}
+            for column in self.columns:
+                record[column] = row.values[column]
+                record[f"{column}_n"] = row.n[column]
+            records.append(
+                {**record, "n_rows": self.n_rows, "n_total": self.n_total, "n_filled": row.n_filled}
+            )
+        return pd.DataFrame(records)
+
+
+def read_entries(paths: Sequence[str | os.PathLike[str]]) -> list[Entry]:
+    """Entries from ScoreCard folders; a folder of such folders is expanded.
+
+    Raises
+    ------
+    UsageError
+        No ScoreCard, two of the same name, or cards of different editions, profiles, truths or row sets.
+    """
+    entries = [_read_entry(folder) for path in paths for folder in _card_folders(Path(path))]
+    if not entries:
+        raise UsageError("no ScoreCard folder was given; `vcbench score ... -o DIR` writes one.")
+    names = [entry.name for entry in entries]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"two ScoreCards are named {repeated[0]!r}; give each `vcbench score --name`.")
+    _refuse_mixtures(entries)
+    return entries
+
+
+def _card_folders(path: Path) -> list[Path]:
+    if (path / "scorecard.json").is_file() or not path.is_dir():
+        return [path]
+    return sorted(child for child in path.iterdir() if (child / "scorecard.json").is_file())
+
+
+def _read_entry(folder: Path) -> Entry:
+    card = read_scorecard(folder)
+    table_file = (folder if folder.is_dir() else folder.parent) / "per_perturbation.csv"
+    try:
+        table = pd.read_csv(table_file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{table_file}: not a readable per-perturbation table ({error}).") from error
+    table = table.assign(context=table["context"].fillna(""))
+    return Entry(card, table.sort_values(KEYS, ignore_index=True), folder)
+
+
+def _refuse_mixtures(entries: Sequence[Entry]) -> None:
+    first = entries[0]
+    for entry in entries[1:]:
+        for label, mine, theirs in (
+            ("editions", first.card.edition, entry.card.edition),
+            ("profiles", first.card.profile, entry.card.profile),
+            ("truths", _truth_hash(first.card), _truth_hash(entry.card)),
+            ("evaluated rows", _row_keys(first), _row_keys(entry)),
+        ):
+            if mine != theirs:
+                shown = "" if label == "evaluated rows" else f" ({mine} and {theirs})"
+                raise UsageError(
+                    f"{first.name!r} and {entry.name!r} have different {label}{shown}; they are never mixed."
+                )
+
+
+def _truth_hash(card: ScoreCard) -> object:
+    return {name: item.get("sha256") for name, item in card.inputs.items() if name.startswith("truth")}
+
+
+def _row_keys(entry: Entry) -> list[tuple[str, str]]:
+    return list(zip(entry.table["context"], entry.table["perturbation"], strict=True))
+
+
+def compare(
+    entries: Sequence[Entry],
+    *,
+    by: str | None = None,
+    columns: Sequence[str] | None = None,
+    filler: str = FILLER,
+) -> list[Leaderboard]:
+    """The leaderboard on common rows and, when some entry refused rows, the one with filled refusals.
+
+    Parameters
+    ----------
+    by
+        Metric that orders the table; the first of `columns` when None. Entries without a value come last.
+    filler
+        Name of the entry whose values stand in for refused rows in the second table.
+
+    Raises
+    ------
+    UnknownName
+        A metric that the ScoreCards do not have.
+    """
+    known = list(entries[0].card.metrics)
+    shown = tuple(
+        columns or [c for c in DEFAULT_COLUMNS.get(entries[0].card.edition, ()) if c in known] or known[:8]
+    )
+    key = by or shown[0]
+    for name in (*shown, key):
+        if name not in known:
+            raise UnknownName("metric", name, known, "vcbench list metrics")
+    shown = shown if key in shown else (key, *shown)
+    keys = _row_keys(entries[0])
+    common = sorted(set(keys).intersection(*(entry.predicted for entry in entries)))
+    boards = [_board(entries, common, len(keys), key, shown, title="Rows that every entry predicts")]
+    if len(common) < len(keys):
+        boards.append(_filled_board(entries, keys, key, shown, filler))
+    return boards
+
+
+def _filled_board(
+    entries: Sequence[Entry], keys: list[tuple[str, str]], by: str, columns: tuple[str, ...], filler: str
+) -> Leaderboard:
+    source = next((entry for entry in entries if entry.name == filler), None)
+    title = f"All rows, refusals filled with {filler!r}"
+    if source is None or source.predicted != set(keys):
+        why = f"no entry named {filler!r} that predicts every row is among the ScoreCards"
+        return _board(
+            [], [], len(keys), by, columns, title=title, notes=(f"not made: {why}",), like=entries[0]
+        )
+    full = [_filled(entry, source) for entry in entries]
+    filled = {entry.name: len(keys) - len(entry.predicted) for entry in entries}
+    return _board(full, keys, len(keys), by, columns, title=title, filled=filled)
+
+
+def _filled(entry: Entry, source: Entry) -> Entry:
+    refused = np.array([key not in entry.predicted for key in _row_keys(entry)])
+    metrics = [name for name in entry.card.metrics if name in entry.table]
+    table = entry.table.copy()
+    table.loc[refused, metrics] = source.table.loc[refused, metrics]
+    return Entry(entry.card, table, entry.folder)
+
+
+def _board(
+    entries: Sequence[Entry],
+    keys: Sequence[tuple[str, str]],
+    n_total: int,
+    by: str,
+    columns: tuple[str, ...],
+    *,
+    title: str,
+    filled: dict[str, int] | None = None,
+    notes: tuple[str, ...] = (),
+    like: Entry | None = None,
+) -> Leaderboard:
+    card = (like or entries[0]).card
+    better: dict[str, Better] = {name: card.metrics[name].better for name in columns}
+    wanted = set(keys)
+    rows = []
+    for entry in entries:
+        inside = np.array([key in wanted for key in _row_keys(entry)], dtype=bool)
+        values, n = {}, {}
+        for name in columns:
+            values[name], n[name] = _aggregate(entry, name, inside)
+        rows.append(Row(entry.name, values, n, (filled or {}).get(entry.name, 0), None))
+    return Leaderboard(
+        title,
+        card.edition,
+        card.profile,
+        by,
+        columns,
+        better,
+        _ranked(rows, by, better[by]),
+        len(keys),
+        n_total,
+        notes,
+    )
+
+
+def _aggregate(entry: Entry, name: str, inside: np.ndarray) -> tuple[float, int]:
+    if name not in entry.table:
+        # A panel metric has one value for the whole entry; it is shown only when every row takes part.
+        metric = entry.card.metrics[name]
+        value = metric.value if inside.all() and metric.value is not None else np.nan
+        return float(value), metric.n
+    values = entry.table[name].to_numpy(dtype=float)[inside]
+    known = values[~np.isnan(values)]
+    return (float(known.mean()) if len(known) else float("nan")), len(known)
+
+
+def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
+    sign = -1.0 if better == "higher" else 1.0
+
+    def order(row: Row) -> tuple[bool, bool, float, str]:
+        value = row.values[by]
+        return (
+            row.name != PERFECT,
+            bool(np.isnan(value)),
+            0.0 if np.isnan(value) else sign * value,
+            row.name,
+        )
+
+    out, rank = [], 0
+    for row in sorted(rows, key=order):
+        is_ranked = row.name != PERFECT and not np.isnan(row.values[by])
+        rank += is_ranked
+        out.append(Row(row.name, row.values, row.n, row.n_filled, rank if is_ranked else None))
+    return tuple(out)
+
+
+def write_csv(boards: Sequence[Leaderboard], path: str | os.PathLike[str]) -> None:
+    """All tables as one CSV with a `table` column, whole or not at all."""
+    frames = [board.to_frame().assign(table=board.title) for board in boards if board.rows]
+    write_text(path, pd.concat(frames).to_csv(index=False) if frames else "")
+
+
+def write_html(
+    boards: Sequence[Leaderboard], path: str | os.PathLike[str], *, title: str = "vcbench"
+) -> None:
+    """A plain self-contained HTML page of the tables, without any outside request."""
+    from importlib import resources
+
+    from jinja2 import Environment
+
+    source = (
+        resources.files("vcbench.evaluator")
+        .joinpath("templates/leaderboard.html")
+        .read_text(encoding="utf-8")
+    )
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    write_text(path, template.render(boards=boards, title=title, format_value=format_value))
+
+
+def format_value(value: float) -> str:
+    """Four significant digits; an en dash for a null."""
+    return "–" if np.isnan(value) else f"{value:.4g}"

@@ -1,0 +1,124 @@
+"""Ranked tables: common rows, filled refusals, references, and refusal to mix."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from vcbench.data_specs.cli_support import run
+from vcbench.data_specs.errors import UnknownName, UsageError
+from vcbench.evaluator.cli import cli
+from vcbench.evaluator.compare import compare, read_entries
+from vcbench.evaluator.scorecard import MetricValue, ScoreCard, ScoreResult, write_scorecard
+
+ROWS = [("K562", "A"), ("K562", "B"), ("K562", "C")]
+
+
+def card(folder, name, mse, *, pearson=None, refused=(), edition="core", profile="standard", truth="t"):
+    pearson = mse if pearson is None else pearson
+    table = pd.DataFrame(ROWS, columns=["context", "perturbation"])
+    table["status"] = ["refused" if p in refused else "predicted" for _, p in ROWS]
+    table["mse"], table["pearson_delta"] = np.array(mse, float), np.array(pearson, float)
+    table.loc[table["status"] == "refused", ["mse", "pearson_delta"]] = np.nan
+    metrics = {
+        "mse": MetricValue(value=float(np.nanmean(mse)), n=3, n_total=3, better="lower", perfect=0.0),
+        "pearson_delta": MetricValue(value=None, n=3, n_total=3, better="higher", perfect=1.0),
+    }
+    made = ScoreCard(
+        name=name, edition=edition, profile=profile, metrics=metrics, inputs={"truth": {"sha256": truth}}
+    )
+    write_scorecard(made, ScoreResult(table, metrics), folder / name)
+    return folder / name
+
+
+def boards(folder, **options):
+    return compare(read_entries([folder]), **options)
+
+
+def test_ranks_by_direction_with_perfect_as_reference(tmp_path):
+    card(tmp_path, "a", [1, 2, 3])
+    card(tmp_path, "b", [0.5, 0.5, 0.5])
+    card(tmp_path, "perfect", [0, 0, 0])
+    (board,) = boards(tmp_path, by="mse", columns=["mse"])
+    assert [(r.name, r.rank, r.values["mse"]) for r in board.rows] == [
+        ("perfect", None, 0),
+        ("b", 1, 0.5),
+        ("a", 2, 2),
+    ]
+    (board,) = boards(tmp_path, by="pearson_delta")
+    assert [r.name for r in board.rows if r.rank] == ["a", "b"]
+
+
+def test_refusing_hard_rows_does_not_help(tmp_path):
+    card(tmp_path, "picky", [1, 1, 9], refused=("C",))
+    card(tmp_path, "steady", [0.9, 0.9, 6])
+    card(tmp_path, "mean", [2, 2, 5])
+    common, filled = boards(tmp_path, by="mse", columns=["mse"])
+    assert (common.n_rows, common.n_total) == (2, 3)
+    assert [(r.name, r.values["mse"]) for r in common.rows] == [
+        ("steady", 0.9),
+        ("picky", 1.0),
+        ("mean", 2.0),
+    ]
+    values = {r.name: (round(r.values["mse"], 9), r.n_filled) for r in filled.rows}
+    assert values == {"picky": (round(7 / 3, 9), 1), "steady": (2.6, 0), "mean": (3.0, 0)}
+
+
+def test_without_a_filler_the_second_table_says_why(tmp_path):
+    card(tmp_path, "picky", [1, 1, 9], refused=("C",))
+    _, filled = boards(tmp_path, by="mse")
+    assert filled.rows == () and "no entry named 'mean'" in filled.notes[0]
+
+
+def test_an_entry_without_values_comes_last_and_unranked(tmp_path):
+    card(tmp_path, "no-change", [1, 1, 1], pearson=[np.nan] * 3)
+    card(tmp_path, "bad", [1, 1, 1], pearson=[-1, -1, -1])
+    (board,) = boards(tmp_path, by="pearson_delta")
+    assert [(r.name, r.rank) for r in board.rows] == [("bad", 1), ("no-change", None)]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"edition": "vcc2025"}, "editions"), ({"profile": "full"}, "profiles"), ({"truth": "other"}, "truths")],
+)
+def test_never_mixes(tmp_path, change, word):
+    card(tmp_path, "a", [1, 1, 1])
+    card(tmp_path, "b", [1, 1, 1], **change)
+    with pytest.raises(UsageError, match=f"different {word}"):
+        read_entries([tmp_path])
+
+
+def test_unknown_metric_and_empty_folder(tmp_path):
+    with pytest.raises(UsageError, match="no ScoreCard"):
+        read_entries([tmp_path])
+    card(tmp_path, "a", [1, 1, 1])
+    with pytest.raises(UnknownName, match="Did you mean 'mse'"):
+        boards(tmp_path, by="mes")
+
+
+def test_command_writes_html_and_csv_and_json(tmp_path, capsys):
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    card(cards, "a", [1, 2, 3])
+    card(cards, "<b>", [0.5, 0.5, 0.5])
+    html, table = tmp_path / "board.html", tmp_path / "board.csv"
+    args = [
+        "compare",
+        str(cards),
+        "--by",
+        "mse",
+        "--html",
+        str(html),
+        "--csv",
+        str(table),
+        "--format",
+        "json",
+    ]
+    assert run(cli, args) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in out["tables"][0]["rows"]] == ["<b>", "a"]
+    page = html.read_text()
+    assert "&lt;b&gt;" in page and "<b>" not in page and "http" not in page
+    assert list(pd.read_csv(table)["name"]) == ["<b>", "a"]
+    assert run(cli, args) == 1
+    assert "exists already" in capsys.readouterr().err
