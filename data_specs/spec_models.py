@@ -167,6 +167,13 @@ class MatrixSpec(Strict):
     target_sum: float | None = None
 
 
+class GeneRules(Strict):
+    """Which var columns hold the symbols (None: the index) and the gene ids that make repeated symbols unique."""
+
+    symbol_column: str | None = None
+    gene_id_column: str | None = None
+
+
 class Trap(Strict):
     """A known defect of a published file."""
 
@@ -193,6 +200,7 @@ class DatasetSpec(Strict):
     matrix: MatrixSpec
     contexts: ContextRules
     labels: LabelRules
+    genes: GeneRules = GeneRules()
     n_cells: Count | None = None
     n_genes: Count | None = None
     n_perturbations: Count | None = None
