@@ -1,0 +1,508 @@
+"""Submission containers of both challenge years: open one safely for reading, write the 2025 one.
+
+A `.vcc` is a tar of a zstd-compressed h5ad and a marker: `watermark.txt` (2025) or `meta.json` (2026). Reading never
+extracts by name: the one member `pred.h5ad.zst` is decompressed as a stream into a temporary file with a name of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from .atomic import atomic_file
+from .errors import InvalidFile, OutputError
+from .issues import Issue, first_of, make_issue
+from .tar_members import (
+    BLOCK,
+    DAMAGED,
+    Member,
+    TarProblem,
+    is_compressed,
+    looks_like_tar,
+    open_archive,
+    read_member,
+    read_members,
+)
+
+Container = Literal["h5ad", "vcc2025", "vcc2026"]
+PAYLOAD, WATERMARK, META = "pred.h5ad.zst", "watermark.txt", "meta.json"
+WATERMARK_BYTES = b"vcc-prep"
+MAX_META_BYTES = 64 * 1024
+TEMP_PREFIX = ".vcbench-unpack-"
+DISK_RESERVE_BYTES = 16 * 2**20
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# One input piece can grow about 32,000-fold in a decompression bomb, so pieces stay small.
+_PIECE = 8 * 1024
+_COPY = 2**20
+_TAR_RECORD = 20 * BLOCK
+_live: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An opened entry.
+
+    Attributes
+    ----------
+    h5ad
+        The file to read: the path itself, or a temporary file that is gone when the context ends.
+    container
+        How it came: `h5ad`, `vcc2025` or `vcc2026`.
+    meta
+        `meta.json` of a 2026 container; empty when there is none or it cannot be understood.
+    notes
+        Warnings about the container, as issues.
+    """
+
+    h5ad: Path
+    container: Container
+    meta: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[Issue, ...] = ()
+
+
+@contextmanager
+def open_entry(path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | None = None) -> Iterator[Entry]:
+    """The h5ad of an entry: an `.h5ad` as it is, the one inside a `.vcc` unpacked to a temporary file.
+
+    Parameters
+    ----------
+    tmp
+        Folder of the temporary file. Default: beside the entry when that folder is writable, else the system's.
+        Temporary files that a killed run of this machine left in the folder are removed first.
+
+    Raises
+    ------
+    InvalidFile
+        The container is damaged, incomplete, of no known year or hostile (codes E501 to E511). A missing path
+        and anything that is not a container are left to `H5ad`, which names its own codes.
+    """
+    file = Path(path)
+    if not is_container(file):
+        yield Entry(file, "h5ad")
+        return
+    layout = _layout(file)
+    folder = temporary_folder(file, tmp)
+    remove_leftovers(folder)
+    target = folder / f"{TEMP_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.h5ad"
+    _live.add(target)
+    try:
+        _unpack(file, layout.payload, target)
+        yield Entry(target, layout.container, layout.meta, layout.notes)
+    finally:
+        target.unlink(missing_ok=True)
+        _live.discard(target)
+
+
+def is_container(path: str | os.PathLike[str]) -> bool:
+    """True for an existing file that is named `.vcc` or begins as a tar does."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    if file.suffix.lower() == ".vcc":
+        return True
+    try:
+        with file.open("rb") as handle:
+            return looks_like_tar(handle.read(BLOCK))
+    except OSError:
+        return False
+
+
+def container_issues(
+    entry: Entry, allowed: Sequence[str], path: str | os.PathLike[str], edition: str
+) -> list[Issue]:
+    """The container's warnings, and an error (E540) when the edition does not take this container."""
+    file, issues = Path(path), list(entry.notes)
+    if entry.container not in allowed:
+        issues.append(
+            make_issue(
+                "E540",
+                where=str(file),
+                found=entry.container,
+                expected=" or ".join(allowed),
+                file=file,
+                edition=edition,
+            )
+        )
+    return issues
+
+
+def temporary_folder(path: Path, tmp: str | os.PathLike[str] | None) -> Path:
+    """Where the unpacked file goes. Raises `OutputError` when `tmp` is given and is no folder."""
+    if tmp is not None:
+        folder = Path(tmp)
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: --tmp needs an existing folder.")
+        return folder
+    beside = path.absolute().parent
+    return beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete temporary files that dead processes of this machine left in `folder`; returns their paths."""
+    removed = []
+    for file in folder.glob(f"{TEMP_PREFIX}{_host()}-*.h5ad"):
+        pid = file.name[len(TEMP_PREFIX) + len(_host()) + 1 :].split("-")[0]
+        if pid.isdigit() and file.absolute() not in {p.absolute() for p in _live} and not _alive(int(pid)):
+            file.unlink(missing_ok=True)
+            removed.append(file)
+    return removed
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() or c == "." else "_" for c in socket.gethostname())
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@dataclass(frozen=True)
+class _Layout:
+    container: Container
+    payload: Member
+    meta: dict[str, Any]
+    notes: tuple[Issue, ...]
+
+
+def _layout(path: Path) -> _Layout:
+    head = _head(path)
+    try:
+        with open_archive(path) as stream:
+            members = read_members(stream)
+            return _checked_layout(path, head, members, stream)
+    except TarProblem as problem:
+        code = "E501" if problem.first else "E502"
+        found = _kind_of(head) if problem.first else problem.found
+        raise InvalidFile(
+            [
+                make_issue(
+                    code, where=str(path), found=found, expected="an uncompressed tar archive", file=path
+                )
+            ]
+        ) from problem
+    except DAMAGED as error:
+        raise InvalidFile(
+            [make_issue("E502", where=str(path), found=error, expected="a complete archive", file=path)]
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as handle:
+            return handle.read(BLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidFile:
+    found = error.strerror or str(error)
+    return InvalidFile(
+        [make_issue("E502", where=str(path), found=found, expected="a readable archive", file=path)]
+    )
+
+
+def _kind_of(head: bytes) -> str:
+    if head.startswith(_HDF5_SIGNATURE):
+        return "a plain HDF5 file"
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return "a bare zstd stream"
+    return f"a file that starts with {head[:8]!r}" if head else "an empty file"
+
+
+def _checked_layout(path: Path, head: bytes, members: list[Member], stream: IO[bytes]) -> _Layout:
+    issues = _member_issues(path, members)
+    by_name = {member.name: member for member in members}
+    payload = by_name.get(PAYLOAD)
+    if payload is None:
+        found = first_of(by_name)
+        issues.append(make_issue("E503", where=str(path), found=found, expected=PAYLOAD, file=path))
+    container: Container = "vcc2026" if META in by_name else "vcc2025"
+    if META not in by_name and WATERMARK not in by_name:
+        expected = f"{WATERMARK} (2025) or {META} (2026)"
+        issues.append(
+            make_issue("E504", where=str(path), found=first_of(by_name), expected=expected, file=path)
+        )
+    elif container == "vcc2025":
+        mark = read_member(stream, by_name[WATERMARK], 64)
+        if mark != WATERMARK_BYTES or by_name[WATERMARK].size != len(WATERMARK_BYTES):
+            where = f"{path.name}:{WATERMARK}"
+            issues.append(
+                make_issue("E505", where=where, found=repr(mark), expected=repr(WATERMARK_BYTES), file=path)
+            )
+    if issues or payload is None:
+        raise InvalidFile(issues)
+    notes = _notes(path, head, [m.name for m in members], container)
+    meta: dict[str, Any] = {}
+    if container == "vcc2026":
+        meta, problem = _meta(stream, by_name[META])
+        if problem:
+            where = f"{path.name}:{META}"
+            notes.append(make_issue("W504", where=where, found=problem, expected="a JSON object", file=path))
+    return _Layout(container, payload, meta, tuple(notes))
+
+
+def _member_issues(path: Path, members: list[Member]) -> list[Issue]:
+    issues = []
+    unsafe = [
+        m.name for m in members if not m.safe_name or (m.name in (PAYLOAD, WATERMARK, META) and not m.regular)
+    ]
+    if unsafe:
+        issues.append(
+            make_issue(
+                "E506",
+                where=str(path),
+                found=first_of(unsafe),
+                expected="regular files with plain names",
+                file=path,
+            )
+        )
+    names = [m.name for m in members]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        issues.append(
+            make_issue("E507", where=str(path), found=first_of(twice), expected="each member once", file=path)
+        )
+    return issues
+
+
+def _notes(path: Path, head: bytes, names: list[str], container: Container) -> list[Issue]:
+    where = str(path)
+    order = [PAYLOAD, WATERMARK] if container == "vcc2025" else [META, PAYLOAD]
+    notes = []
+    extra = [name for name in names if name not in (PAYLOAD, WATERMARK, META)]
+    if extra:
+        notes.append(
+            make_issue("W501", where=where, found=first_of(extra), expected=" and ".join(order), file=path)
+        )
+    if WATERMARK in names and META in names:
+        notes.append(
+            make_issue(
+                "W502", where=where, found=f"{WATERMARK} and {META}", expected="one of them", file=path
+            )
+        )
+    elif not extra and names != order:
+        notes.append(
+            make_issue("W503", where=where, found=", ".join(names), expected=", ".join(order), file=path)
+        )
+    if is_compressed(head):
+        notes.append(
+            make_issue(
+                "W505", where=where, found="a compressed tar", expected="an uncompressed tar", file=path
+            )
+        )
+    return notes
+
+
+def _meta(stream: IO[bytes], member: Member) -> tuple[dict[str, Any], str]:
+    if member.size > MAX_META_BYTES:
+        return {}, f"{member.size:,} bytes (limit {MAX_META_BYTES:,})"
+    try:
+        value = json.loads(read_member(stream, member, MAX_META_BYTES).decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return {}, str(error)
+    if not isinstance(value, dict) or value.get("schema") != 1:
+        return {}, "no object with schema 1"
+    return value, ""
+
+
+def _unpack(path: Path, payload: Member, target: Path) -> None:
+    try:
+        with open_archive(path) as stream:
+            stream.seek(payload.offset)
+            descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as out:
+                for piece in decompress(stream, payload.size, path, folder=target.parent):
+                    out.write(piece)
+    except DAMAGED as error:
+        raise _payload_problem("E508", path, str(error), "a complete zstd stream") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _no_space(path, target.parent, None) from error
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}). Choose another --tmp."
+        ) from error
+    with target.open("rb") as handle:
+        head = handle.read(8)
+    if head != _HDF5_SIGNATURE:
+        found = f"a file that starts with {head!r}" if head else "an empty file"
+        raise _payload_problem("E511", path, found, "an HDF5 file")
+
+
+def decompress(stream: IO[bytes], size: int, path: Path, *, folder: Path | None = None) -> Iterator[bytes]:
+    """The decompressed pieces of the next `size` bytes of `stream`, one or more zstd frames.
+
+    With `folder`, its free space is checked: first against the declared size, then while the data grow.
+
+    Raises
+    ------
+    InvalidFile
+        Not zstd, damaged, cut short (E508), more or less data than declared (E509), no space (E510).
+    """
+    import zstandard
+
+    left, carry, n_out, next_check = size, b"", 0, 0
+    declared: int | None = None
+    first = True
+    while left or carry:
+        more = stream.read(min(_PIECE, left)) if len(carry) < _PIECE else b""
+        head = carry + more
+        left -= len(more)
+        if not head:
+            raise _payload_problem("E508", path, "data that end early", "a complete zstd stream")
+        try:
+            content = zstandard.frame_content_size(head)
+        except zstandard.ZstdError as error:
+            raise _payload_problem(
+                "E508", path, f"data that start with {head[:4]!r}", "a zstd stream"
+            ) from error
+        declared = content if first and content >= 0 else None
+        if first and declared is not None and folder is not None:
+            _check_space(path, folder, declared)
+        first, frame_out = False, 0
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        piece = head
+        while True:
+            try:
+                plain = frame.decompress(piece)
+            except zstandard.ZstdError as error:
+                raise _payload_problem("E508", path, str(error), "a complete zstd stream") from error
+            frame_out += len(plain)
+            n_out += len(plain)
+            if content >= 0 and frame_out > content:
+                raise _payload_problem("E509", path, f"more than {content:,} bytes", f"{content:,} bytes")
+            if folder is not None and n_out >= next_check:
+                _check_space(path, folder, len(plain))
+                next_check = n_out + 64 * _COPY
+            if plain:
+                yield plain
+            if frame.eof:
+                break
+            piece = stream.read(min(_PIECE, left))
+            left -= len(piece)
+            if not piece:
+                raise _payload_problem("E508", path, "a zstd frame that ends early", "a complete zstd stream")
+        carry = frame.unused_data
+
+
+def _check_space(path: Path, folder: Path, needed: int) -> None:
+    if shutil.disk_usage(folder).free < needed + DISK_RESERVE_BYTES:
+        raise _no_space(path, folder, needed)
+
+
+def _no_space(path: Path, folder: Path, needed: int | None) -> InvalidFile:
+    free = shutil.disk_usage(folder).free
+    need = "more" if needed is None else f"{(needed + DISK_RESERVE_BYTES) / 2**20:,.0f} MiB"
+    return InvalidFile(
+        [
+            make_issue(
+                "E510", where=str(folder), found=f"{free / 2**20:,.0f} MiB free", expected=need, file=path
+            )
+        ]
+    )
+
+
+def _payload_problem(code: str, path: Path, found: str, expected: str) -> InvalidFile:
+    return InvalidFile(
+        [make_issue(code, where=f"{path.name}:{PAYLOAD}", found=found, expected=expected, file=path)]
+    )
+
+
+def write_vcc2025(
+    h5ad_path: str | os.PathLike[str], out: str | os.PathLike[str], *, threads: int = 1
+) -> dict[str, Any]:
+    """Write the 2025 container of an h5ad: an uncompressed GNU tar of `pred.h5ad.zst` and `watermark.txt`.
+
+    The bytes depend only on the h5ad and the zstd version: members have mode 0644, owner 0 and time 0, and the zstd
+    frame (level 3) is the multithreaded one whatever `threads`. The result is read back and compared before it
+    appears at `out`.
+
+    Returns
+    -------
+    `{"h5ad_sha256", "h5ad_bytes", "payload_bytes", "bytes", "zstd"}`.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, the folder cannot be written, or the read-back differs.
+    """
+    import zstandard
+
+    source = Path(h5ad_path)
+    size = source.stat().st_size
+    digest = hashlib.sha256()
+    with atomic_file(out) as part:
+        with part.open("wb") as tar, source.open("rb") as plain:
+            tar.write(bytes(BLOCK))
+            options = {"level": 3, "write_checksum": True, "write_content_size": True}
+            frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
+            _, payload_bytes = frame.copy_stream(_Hashed(plain, digest), tar, size=size)
+            tar.write(bytes(-payload_bytes % BLOCK))
+            tar.write(_header(WATERMARK, len(WATERMARK_BYTES)))
+            tar.write(WATERMARK_BYTES.ljust(BLOCK, b"\0"))
+            end = tar.tell() + 2 * BLOCK
+            tar.write(bytes(2 * BLOCK + -end % _TAR_RECORD))
+            total = tar.tell()
+            tar.seek(0)
+            tar.write(_header(PAYLOAD, payload_bytes))
+        if _payload_sha256(part) != digest.hexdigest():
+            raise OutputError(
+                f"{out}: what was written does not read back equal; nothing was kept. Check the disk."
+            )
+    version = ".".join(str(n) for n in zstandard.ZSTD_VERSION)
+    return {
+        "h5ad_sha256": digest.hexdigest(),
+        "h5ad_bytes": size,
+        "payload_bytes": payload_bytes,
+        "bytes": total,
+        "zstd": version,
+    }
+
+
+class _Hashed:
+    def __init__(self, stream: IO[bytes], digest: Any):
+        self._stream, self._digest = stream, digest
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._digest.update(piece)
+        return piece
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(format=tarfile.GNU_FORMAT)
+
+
+def _payload_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_archive(path) as stream:
+        payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
+        stream.seek(payload.offset)
+        for piece in decompress(stream, payload.size, path):
+            digest.update(piece)
+    return digest.hexdigest()
