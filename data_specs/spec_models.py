@@ -49,9 +49,13 @@ class PanelRules(Strict):
 
 
 class Profile(Strict):
-    """A named choice of metrics."""
+    """A named choice of metrics; `@NAME` stands for another profile, or for all metrics of a family.
+
+    `family` is the metric family that the names belong to; None: the family of the edition's pipeline.
+    """
 
     metrics: tuple[str, ...]
+    family: str | None = None
     description: str = ""
 
 

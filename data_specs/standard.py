@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import UsageError
-from .h5ad import H5ad
+
+if TYPE_CHECKING:
+    from .sources import Source
 
 SCHEMA_VERSION = 1
 UNS_KEY = "vcbench"
@@ -80,7 +82,7 @@ _CORE_KEYS = {
 }
 
 
-def read_meta(file: H5ad) -> StandardMeta | None:
+def read_meta(file: Source) -> StandardMeta | None:
     """The record of a file, or None when it has none. Raises `UsageError` when it is of a newer schema or broken."""
     record = file.vcbench
     if not record:

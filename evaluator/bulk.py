@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data_specs.errors import ShapeError
-from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES
 from ..data_specs.normalize import to_log1p
+from ..data_specs.sources import Source
 from ..data_specs.standard import MatrixMeta
 
 # A variance this small against the mean square is rounding of equal values, not spread.
@@ -28,7 +29,7 @@ class GroupMoments:
 
 
 def group_moments(
-    file: H5ad,
+    file: Source,
     groups: np.ndarray,
     n_groups: int,
     matrix: MatrixMeta,

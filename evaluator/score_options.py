@@ -32,7 +32,7 @@ class ScoreOptions:
     pert_col, control, context_col
         Override the edition's column names and control label, in both files; None keeps the edition's.
     matrix
-        Overrides the declared (or detected) matrix kind of both files.
+        Kind of X in the files that do not declare it themselves (and, where an edition detects, instead of that).
     seed
         Root seed of every random draw.
     threads
