@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
+import shlex
 import socket
 import tarfile
 import tempfile
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from .atomic import atomic_file
 from .errors import InvalidFile, OutputError
@@ -35,17 +35,14 @@ from .tar_members import (
     read_member,
     read_members,
 )
+from .zstd_stream import PAYLOAD, decompress, no_space, payload_problem
 
 Container = Literal["h5ad", "vcc2025", "vcc2026"]
-PAYLOAD, WATERMARK, META = "pred.h5ad.zst", "watermark.txt", "meta.json"
+WATERMARK, META = "watermark.txt", "meta.json"
 WATERMARK_BYTES = b"vcc-prep"
 MAX_META_BYTES = 64 * 1024
 TEMP_PREFIX = ".vcbench-unpack-"
-DISK_RESERVE_BYTES = 16 * 2**20
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# One input piece can grow about 32,000-fold in a decompression bomb, so pieces stay small.
-_PIECE = 8 * 1024
-_COPY = 2**20
 _TAR_RECORD = 20 * BLOCK
 _live: set[Path] = set()
 
@@ -131,7 +128,7 @@ def container_issues(
                 where=str(file),
                 found=entry.container,
                 expected=" or ".join(allowed),
-                file=file,
+                file=_quoted(file),
                 edition=edition,
             )
         )
@@ -158,6 +155,10 @@ def remove_leftovers(folder: Path) -> list[Path]:
             file.unlink(missing_ok=True)
             removed.append(file)
     return removed
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _host() -> str:
@@ -198,13 +199,21 @@ def _layout(path: Path) -> _Layout:
         raise InvalidFile(
             [
                 make_issue(
-                    code, where=str(path), found=found, expected="an uncompressed tar archive", file=path
+                    code,
+                    where=str(path),
+                    found=found,
+                    expected="an uncompressed tar archive",
+                    file=_quoted(path),
                 )
             ]
         ) from problem
     except DAMAGED as error:
         raise InvalidFile(
-            [make_issue("E502", where=str(path), found=error, expected="a complete archive", file=path)]
+            [
+                make_issue(
+                    "E502", where=str(path), found=error, expected="a complete archive", file=_quoted(path)
+                )
+            ]
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -221,7 +230,7 @@ def _head(path: Path) -> bytes:
 def _unreadable(path: Path, error: OSError) -> InvalidFile:
     found = error.strerror or str(error)
     return InvalidFile(
-        [make_issue("E502", where=str(path), found=found, expected="a readable archive", file=path)]
+        [make_issue("E502", where=str(path), found=found, expected="a readable archive", file=_quoted(path))]
     )
 
 
@@ -239,19 +248,23 @@ def _checked_layout(path: Path, head: bytes, members: list[Member], stream: IO[b
     payload = by_name.get(PAYLOAD)
     if payload is None:
         found = first_of(by_name)
-        issues.append(make_issue("E503", where=str(path), found=found, expected=PAYLOAD, file=path))
+        issues.append(make_issue("E503", where=str(path), found=found, expected=PAYLOAD, file=_quoted(path)))
     container: Container = "vcc2026" if META in by_name else "vcc2025"
     if META not in by_name and WATERMARK not in by_name:
         expected = f"{WATERMARK} (2025) or {META} (2026)"
         issues.append(
-            make_issue("E504", where=str(path), found=first_of(by_name), expected=expected, file=path)
+            make_issue(
+                "E504", where=str(path), found=first_of(by_name), expected=expected, file=_quoted(path)
+            )
         )
     elif container == "vcc2025":
         mark = read_member(stream, by_name[WATERMARK], 64)
         if mark != WATERMARK_BYTES or by_name[WATERMARK].size != len(WATERMARK_BYTES):
             where = f"{path.name}:{WATERMARK}"
             issues.append(
-                make_issue("E505", where=where, found=repr(mark), expected=repr(WATERMARK_BYTES), file=path)
+                make_issue(
+                    "E505", where=where, found=repr(mark), expected=repr(WATERMARK_BYTES), file=_quoted(path)
+                )
             )
     if issues or payload is None:
         raise InvalidFile(issues)
@@ -261,7 +274,9 @@ def _checked_layout(path: Path, head: bytes, members: list[Member], stream: IO[b
         meta, problem = _meta(stream, by_name[META])
         if problem:
             where = f"{path.name}:{META}"
-            notes.append(make_issue("W504", where=where, found=problem, expected="a JSON object", file=path))
+            notes.append(
+                make_issue("W504", where=where, found=problem, expected="a JSON object", file=_quoted(path))
+            )
     return _Layout(container, payload, meta, tuple(notes))
 
 
@@ -277,14 +292,20 @@ def _member_issues(path: Path, members: list[Member]) -> list[Issue]:
                 where=str(path),
                 found=first_of(unsafe),
                 expected="regular files with plain names",
-                file=path,
+                file=_quoted(path),
             )
         )
     names = [m.name for m in members]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         issues.append(
-            make_issue("E507", where=str(path), found=first_of(twice), expected="each member once", file=path)
+            make_issue(
+                "E507",
+                where=str(path),
+                found=first_of(twice),
+                expected="each member once",
+                file=_quoted(path),
+            )
         )
     return issues
 
@@ -296,22 +317,34 @@ def _notes(path: Path, head: bytes, names: list[str], container: Container) -> l
     extra = [name for name in names if name not in (PAYLOAD, WATERMARK, META)]
     if extra:
         notes.append(
-            make_issue("W501", where=where, found=first_of(extra), expected=" and ".join(order), file=path)
+            make_issue(
+                "W501", where=where, found=first_of(extra), expected=" and ".join(order), file=_quoted(path)
+            )
         )
     if WATERMARK in names and META in names:
         notes.append(
             make_issue(
-                "W502", where=where, found=f"{WATERMARK} and {META}", expected="one of them", file=path
+                "W502",
+                where=where,
+                found=f"{WATERMARK} and {META}",
+                expected="one of them",
+                file=_quoted(path),
             )
         )
     elif not extra and names != order:
         notes.append(
-            make_issue("W503", where=where, found=", ".join(names), expected=", ".join(order), file=path)
+            make_issue(
+                "W503", where=where, found=", ".join(names), expected=", ".join(order), file=_quoted(path)
+            )
         )
     if is_compressed(head):
         notes.append(
             make_issue(
-                "W505", where=where, found="a compressed tar", expected="an uncompressed tar", file=path
+                "W505",
+                where=where,
+                found="a compressed tar",
+                expected="an uncompressed tar",
+                file=_quoted(path),
             )
         )
     return notes
@@ -338,10 +371,10 @@ def _unpack(path: Path, payload: Member, target: Path) -> None:
                 for piece in decompress(stream, payload.size, path, folder=target.parent):
                     out.write(piece)
     except DAMAGED as error:
-        raise _payload_problem("E508", path, str(error), "a complete zstd stream") from error
+        raise payload_problem("E508", path, str(error), "a complete zstd stream") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise _no_space(path, target.parent, None) from error
+            raise no_space(path, target.parent, None) from error
         raise OutputError(
             f"{target}: cannot be written ({error.strerror or error}). Choose another --tmp."
         ) from error
@@ -349,86 +382,7 @@ def _unpack(path: Path, payload: Member, target: Path) -> None:
         head = handle.read(8)
     if head != _HDF5_SIGNATURE:
         found = f"a file that starts with {head!r}" if head else "an empty file"
-        raise _payload_problem("E511", path, found, "an HDF5 file")
-
-
-def decompress(stream: IO[bytes], size: int, path: Path, *, folder: Path | None = None) -> Iterator[bytes]:
-    """The decompressed pieces of the next `size` bytes of `stream`, one or more zstd frames.
-
-    With `folder`, its free space is checked: first against the declared size, then while the data grow.
-
-    Raises
-    ------
-    InvalidFile
-        Not zstd, damaged, cut short (E508), more or less data than declared (E509), no space (E510).
-    """
-    import zstandard
-
-    left, carry, n_out, next_check = size, b"", 0, 0
-    declared: int | None = None
-    first = True
-    while left or carry:
-        more = stream.read(min(_PIECE, left)) if len(carry) < _PIECE else b""
-        head = carry + more
-        left -= len(more)
-        if not head:
-            raise _payload_problem("E508", path, "data that end early", "a complete zstd stream")
-        try:
-            content = zstandard.frame_content_size(head)
-        except zstandard.ZstdError as error:
-            raise _payload_problem(
-                "E508", path, f"data that start with {head[:4]!r}", "a zstd stream"
-            ) from error
-        declared = content if first and content >= 0 else None
-        if first and declared is not None and folder is not None:
-            _check_space(path, folder, declared)
-        first, frame_out = False, 0
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        piece = head
-        while True:
-            try:
-                plain = frame.decompress(piece)
-            except zstandard.ZstdError as error:
-                raise _payload_problem("E508", path, str(error), "a complete zstd stream") from error
-            frame_out += len(plain)
-            n_out += len(plain)
-            if content >= 0 and frame_out > content:
-                raise _payload_problem("E509", path, f"more than {content:,} bytes", f"{content:,} bytes")
-            if folder is not None and n_out >= next_check:
-                _check_space(path, folder, len(plain))
-                next_check = n_out + 64 * _COPY
-            if plain:
-                yield plain
-            if frame.eof:
-                break
-            piece = stream.read(min(_PIECE, left))
-            left -= len(piece)
-            if not piece:
-                raise _payload_problem("E508", path, "a zstd frame that ends early", "a complete zstd stream")
-        carry = frame.unused_data
-
-
-def _check_space(path: Path, folder: Path, needed: int) -> None:
-    if shutil.disk_usage(folder).free < needed + DISK_RESERVE_BYTES:
-        raise _no_space(path, folder, needed)
-
-
-def _no_space(path: Path, folder: Path, needed: int | None) -> InvalidFile:
-    free = shutil.disk_usage(folder).free
-    need = "more" if needed is None else f"{(needed + DISK_RESERVE_BYTES) / 2**20:,.0f} MiB"
-    return InvalidFile(
-        [
-            make_issue(
-                "E510", where=str(folder), found=f"{free / 2**20:,.0f} MiB free", expected=need, file=path
-            )
-        ]
-    )
-
-
-def _payload_problem(code: str, path: Path, found: str, expected: str) -> InvalidFile:
-    return InvalidFile(
-        [make_issue(code, where=f"{path.name}:{PAYLOAD}", found=found, expected=expected, file=path)]
-    )
+        raise payload_problem("E511", path, found, "an HDF5 file")
 
 
 def write_vcc2025(
@@ -459,7 +413,7 @@ def write_vcc2025(
             tar.write(bytes(BLOCK))
             options = {"level": 3, "write_checksum": True, "write_content_size": True}
             frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            _, payload_bytes = frame.copy_stream(_Hashed(plain, digest), tar, size=size)
+            _, payload_bytes = frame.copy_stream(cast("IO[bytes]", _Hashed(plain, digest)), tar, size=size)
             tar.write(bytes(-payload_bytes % BLOCK))
             tar.write(_header(WATERMARK, len(WATERMARK_BYTES)))
             tar.write(WATERMARK_BYTES.ljust(BLOCK, b"\0"))
