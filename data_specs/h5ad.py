@@ -7,6 +7,7 @@ is loaded beyond the block. Problems of the file raise `InvalidFile` with coded 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,18 @@ import numpy as np
 import scipy.sparse as sp
 
 from .errors import InvalidFile, UsageError
-from .h5ad_structure import DEFAULT_BLOCK_BYTES, index_key, is_dataset, is_group, structure_issues
+from .h5ad_structure import (
+    DEFAULT_BLOCK_BYTES,
+    HDF5_ERRORS,
+    index_key,
+    is_dataset,
+    is_group,
+    open_hdf5,
+    sparse_kind,
+    sparse_shape,
+    structure_issues,
+    unreadable,
+)
 from .issues import make_issue
 
 Storage = Literal["csr", "csc", "dense"]
@@ -89,7 +101,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows `start` to `start + matrix.shape[0]` of X as CSR, in the file's dtype."""
+    """Rows `start` to `start + matrix.shape[0]` of X as CSR, in the file's dtype (float16 comes as float32)."""
 
     start: int
     matrix: sp.csr_array
@@ -105,20 +117,20 @@ class H5ad:
     Raises
     ------
     InvalidFile
-        The path is missing, not HDF5, truncated, or lacks X, obs or var (codes E001 to E009).
+        The path is missing, not HDF5, truncated, or lacks X, obs or var (codes E001 to E011).
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._file: Any = _open_hdf5(self.path)
+        self._file: Any = open_hdf5(self.path)
         try:
             issues = structure_issues(self._file, self.path)
             if issues:
                 raise InvalidFile(issues)
             self.matrix = _matrix_info(self._file)
-        except OSError as error:
+        except HDF5_ERRORS as error:
             self._file.close()
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
         except BaseException:
             self._file.close()
             raise
@@ -167,11 +179,14 @@ class H5ad:
         return self._columns("var")
 
     def labels(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> Labels:
-        """A column as text labels. Numbers become their text. Raises `UsageError` when it is absent."""
+        """A column as text labels. Numbers become their text. Raises `UsageError` when it is absent.
+
+        Raises `InvalidFile` (E012) when its encoding is unknown or its codes lie outside its categories.
+        """
         node = self._column(axis, column)
         with self._reading():
             if is_group(node) and "codes" in node:
-                return Labels.from_codes(node["codes"][()], _strings(node["categories"]))
+                return _categorical(node)
             legacy = self._legacy_categories(axis, column)
             if legacy is not None and is_dataset(node):
                 return Labels.from_codes(node[()], legacy)
@@ -189,7 +204,8 @@ class H5ad:
     def uns(self) -> dict[str, Any]:
         """`uns` as nested dicts of scalars, text and arrays. Sparse matrices and data frames in it are left out."""
         with self._reading():
-            return _mapping(self._file["uns"]) if "uns" in self._file else {}
+            node = self._file.get("uns")
+            return _mapping(node) if is_group(node) else {}
 
     @property
     def vcbench(self) -> dict[str, Any]:
@@ -230,7 +246,7 @@ class H5ad:
         x = self._file["X"]
         step = max(1, max_bytes // max(1, self.n_vars * x.dtype.itemsize))
         for start in range(0, self.n_obs, step):
-            yield RowBlock(start, sp.csr_array(x[start : start + step]))
+            yield RowBlock(start, sp.csr_array(_supported(x[start : start + step])))
 
     def _csr_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
         x = self._file["X"]
@@ -242,7 +258,7 @@ class H5ad:
             stop = min(max(stop, start + 1), self.n_obs)
             low, high = int(indptr[start]), int(indptr[stop])
             parts = (
-                x["data"][low:high],
+                _supported(x["data"][low:high]),
                 x["indices"][low:high].astype(np.int32),
                 indptr[start : stop + 1] - low,
             )
@@ -257,7 +273,9 @@ class H5ad:
         bounds = _row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
         for start, stop in bounds:
             parts = list(self._csc_window(start, stop, max_bytes))
-            data = np.concatenate([p[0] for p in parts]) if parts else np.array([], x["data"].dtype)
+            data = (
+                np.concatenate([p[0] for p in parts]) if parts else _supported(np.array([], x["data"].dtype))
+            )
             rows = np.concatenate([p[1] for p in parts]) if parts else np.array([], np.int64)
             cols = np.concatenate([p[2] for p in parts]) if parts else np.array([], np.int32)
             order = np.argsort(rows, kind="stable")
@@ -288,14 +306,14 @@ class H5ad:
             rows = x["indices"][low:high].astype(np.int64)
             keep = np.flatnonzero((rows >= start) & (rows < stop))
             cols = np.searchsorted(indptr, keep + low, side="right") - 1
-            yield x["data"][low:high][keep], rows[keep] - start, cols.astype(np.int32)
+            yield _supported(x["data"][low:high])[keep], rows[keep] - start, cols.astype(np.int32)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        except HDF5_ERRORS as error:
+            raise unreadable(self.path, error) from error
 
     def _frame(self, axis: str) -> Any:
         return self._file[axis]
@@ -324,45 +342,20 @@ class H5ad:
         return _strings(legacy[column]) if legacy is not None and column in legacy else None
 
 
-def _open_hdf5(path: Path) -> Any:
-    where = str(path)
-    if not path.exists():
-        raise InvalidFile(
-            [make_issue("E001", where=where, found="no such file", expected="an .h5ad file", file=path)]
-        )
-    if path.is_dir() or not path.is_file():
-        found = "a directory" if path.is_dir() else "not a regular file"
-        raise InvalidFile([make_issue("E002", where=where, found=found, expected="an .h5ad file", file=path)])
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(64)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not h5py.is_hdf5(path):
-        found = "an empty file" if not head else f"a file that starts with {head[:8]!r}"
-        raise InvalidFile([make_issue("E003", where=where, found=found, expected="an HDF5 file", file=path)])
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> InvalidFile:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return InvalidFile(
-        [make_issue("E004", where=str(path), found=first_line, expected="a complete HDF5 file", file=path)]
-    )
-
-
 def _matrix_info(file: Any) -> MatrixInfo:
     x = file["X"]
     if is_dataset(x):
         return MatrixInfo("dense", x.dtype, (x.shape[0], x.shape[1]), x.shape[0] * x.shape[1])
-    kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
-    kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-    shape = tuple(int(n) for n in x.attrs.get("shape", x.attrs.get("h5sparse_shape", ())))
-    storage: Storage = "csr" if kind.startswith("csr") else "csc"
+    shape = sparse_shape(x)
+    storage: Storage = "csr" if sparse_kind(x).startswith("csr") else "csc"
     return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
+
+
+def _supported(values: np.ndarray) -> np.ndarray:
+    """The values in a dtype that scipy's sparse arrays accept: native byte order, float16 as float32."""
+    if values.dtype == np.float16:
+        return values.astype(np.float32)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _strings(node: Any) -> np.ndarray:
@@ -377,16 +370,36 @@ def _values(node: Any) -> np.ndarray:
             values[node["mask"][()].astype(bool)] = None
             return values
         if "codes" in node:
-            return Labels.from_codes(node["codes"][()], _strings(node["categories"])).values()
-        raise UsageError(
-            f"{node.name}: a column of encoding {node.attrs.get('encoding-type')!r} cannot be read."
-        )
+            return _categorical(node).values()
+        raise _bad_column(node, f"the encoding {node.attrs.get('encoding-type')!r}")
     if h5py.check_string_dtype(node.dtype) is not None:
         return np.asarray(node.asstr(errors="replace")[()], dtype=object)
     values = node[()]
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "replace").astype(object)
     return values
+
+
+def _categorical(node: Any) -> Labels:
+    codes, categories = node["codes"][()], _strings(node["categories"])
+    if codes.dtype.kind not in "iu":
+        raise _bad_column(node, f"codes of dtype {codes.dtype}")
+    if len(codes) and int(codes.max()) >= len(categories):
+        raise _bad_column(node, f"code {codes.max()} for {len(categories):,} categories")
+    return Labels.from_codes(codes, categories)
+
+
+def _bad_column(node: Any, found: str) -> InvalidFile:
+    path = Path(node.file.filename)
+    issue = make_issue(
+        "E012",
+        where=f"{path.name}:{node.name}",
+        found=found,
+        expected="text, numbers, a nullable array or a categorical",
+        file=shlex.quote(str(path)),
+        key=node.name.rsplit("/", 1)[-1],
+    )
+    return InvalidFile([issue])
 
 
 def _mapping(group: Any) -> dict[str, Any]:
@@ -400,7 +413,11 @@ def _mapping(group: Any) -> dict[str, Any]:
         if encoding == "null" or node.shape is None:
             out[key] = None
         elif node.shape == ():
-            value = node.asstr()[()] if h5py.check_string_dtype(node.dtype) is not None else node[()]
+            value = (
+                node.asstr(errors="replace")[()]
+                if h5py.check_string_dtype(node.dtype) is not None
+                else node[()]
+            )
             out[key] = value.item() if isinstance(value, np.generic) else value
         else:
             out[key] = _values(node)

@@ -1,116 +1,191 @@
-"""Structure checks of an AnnData file: what must hold before values are read. Reads headers and indices only."""
+"""Opening an HDF5 file and checking the AnnData structure: what must hold before values are read."""
 
 from __future__ import annotations
 
+import errno
+import shlex
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from .errors import InvalidFile
 from .issues import Issue, make_issue
 
 DEFAULT_BLOCK_BYTES = 64 * 2**20
+# A dataset of more bytes than this that stores less than one byte in CREDIBLE_RATIO was never written in full:
+# compression of real matrices stays far below that ratio.
+CREDIBLE_BYTES = 2**26
+CREDIBLE_RATIO = 5000
+# What h5py raises for damaged objects: OSError for data, the others for headers and names.
+HDF5_ERRORS = (OSError, RuntimeError, KeyError)
+
+
+def require_regular_file(path: Path, *, expected: str = "an .h5ad file") -> None:
+    """Refuse a path that is missing (E001), not a regular file (E002) or not accessible (E004). Opens nothing."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise unreadable(path, error) from error
+        raise _invalid("E001", path, "no such file", expected) from error
+    if not stat.S_ISREG(mode):
+        found = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise _invalid("E002", path, found, expected)
+
+
+def open_hdf5(path: Path) -> Any:
+    """The file opened for reading. Raises `InvalidFile` (E001 to E004)."""
+    require_regular_file(path)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(8)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not h5py.is_hdf5(path):
+        found = f"a file that starts with {head!r}" if head else "an empty file"
+        raise _invalid("E003", path, found, "an HDF5 file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _invalid(code: str, path: Path, found: str, expected: str) -> InvalidFile:
+    return InvalidFile(
+        [make_issue(code, where=str(path), found=found, expected=expected, file=shlex.quote(str(path)))]
+    )
+
+
+def unreadable(path: Path, error: Exception) -> InvalidFile:
+    """The exception (E004) for what h5py or the system said about `path`."""
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _invalid("E004", path, first_line, "a complete HDF5 file")
 
 
 def structure_issues(file: Any, path: Path) -> list[Issue]:
-    """Every structural problem of an open file (codes E005 to E009); empty when its values can be read."""
-    issues = []
-    for key in ("X", "obs", "var"):
-        if key not in file:
-            issues.append(
-                make_issue(
-                    "E005",
-                    where=f"{path.name}:/{key}",
-                    found="nothing",
-                    expected=f"/{key}",
-                    file=path,
-                    key=key,
-                )
-            )
+    """Every structural problem of an open file (codes E005 to E011); empty when its values can be read."""
+    issues = [
+        _issue("E005", path, f"/{key}", "nothing", f"/{key}", key=key)
+        for key in ("X", "obs", "var")
+        if key not in file
+    ]
     for axis in ("obs", "var"):
-        if axis in file and (not is_group(file[axis]) or index_key(file[axis]) not in file[axis]):
+        if axis in file and not _is_frame(file[axis]):
             issues.append(
-                make_issue(
-                    "E006",
-                    where=f"{path.name}:/{axis}",
-                    found="no data frame group",
-                    expected="a group with an index",
-                    file=path,
-                    key=axis,
-                )
+                _issue("E006", path, f"/{axis}", "no data frame group", "a group with an index", key=axis)
             )
     if not issues:
-        issues += _x_issues(file, path)
+        issues = list(_size_issues(file, path))
+    if not issues:
+        issues = [*_x_issues(file, path), *_column_issues(file, path)]
     return issues
 
 
+def _issue(code: str, path: Path, place: str, found: str, expected: str, *, key: str = "") -> Issue:
+    quoted = shlex.quote(str(path))
+    return make_issue(
+        code, where=f"{path.name}:{place}", found=found, expected=expected, file=quoted, key=key
+    )
+
+
+def _is_frame(node: Any) -> bool:
+    if not is_group(node) or index_key(node) not in node:
+        return False
+    index = first_values(node[index_key(node)])
+    return is_dataset(index) and index.ndim == 1
+
+
+def _size_issues(file: Any, path: Path) -> Iterator[Issue]:
+    nodes = [file["X"]] if is_dataset(file["X"]) else []
+    if is_group(file["X"]):
+        nodes += [file["X"][key] for key in ("data", "indices", "indptr") if key in file["X"]]
+    nodes += [first_values(file[axis][index_key(file[axis])]) for axis in ("obs", "var")]
+    for node in filter(is_dataset, nodes):
+        if node.is_virtual or node.external:
+            continue
+        n_bytes, stored = _declared_bytes(node), node.id.get_storage_size()
+        if n_bytes > CREDIBLE_BYTES and stored < n_bytes / CREDIBLE_RATIO:
+            yield _issue(
+                "E010",
+                path,
+                node.name,
+                f"{n_bytes:,} bytes declared (shape {' x '.join(f'{n:,}' for n in node.shape)}), {stored:,} stored",
+                "a dataset that was written in full",
+            )
+
+
+def _declared_bytes(dataset: Any) -> int:
+    # Python integers: a declared shape may exceed what a 64-bit product holds.
+    n_bytes = int(dataset.dtype.itemsize)
+    for n in dataset.shape or ():
+        n_bytes *= int(n)
+    return n_bytes
+
+
+def _column_issues(file: Any, path: Path) -> Iterator[Issue]:
+    for axis in ("obs", "var"):
+        frame = file[axis]
+        n_rows = len(first_values(frame[index_key(frame)]))
+        for key in frame:
+            node = first_values(frame[key])
+            if not is_dataset(node):
+                continue
+            shape = node.shape
+            if key != "__categories" and (not shape or shape[0] != n_rows):
+                found = f"{shape[0]:,} values" if shape else "a single value"
+                yield _issue("E011", path, f"/{axis}/{key}", found, f"{n_rows:,}, one per row", key=key)
+
+
 def _x_issues(file: Any, path: Path) -> list[Issue]:
-    x, where = file["X"], f"{path.name}:/X"
-    n_obs, n_vars = (len(_first(file[axis][index_key(file[axis])])) for axis in ("obs", "var"))
+    x = file["X"]
+    n_obs, n_vars = (len(first_values(file[axis][index_key(file[axis])])) for axis in ("obs", "var"))
     if is_dataset(x):
         if x.ndim != 2 or x.dtype.kind not in "fiub":
-            return [
-                make_issue(
-                    "E007",
-                    where=where,
-                    found=f"{x.ndim}-d {x.dtype}",
-                    expected="a 2-d numeric matrix",
-                    file=path,
-                )
-            ]
+            return [_issue("E007", path, "/X", f"{x.ndim}-d {x.dtype}", "a 2-d numeric matrix")]
         shape = x.shape
     else:
-        kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
-        kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-        if not kind.startswith(("csr", "csc")) or not {"data", "indices", "indptr"} <= set(x):
-            return [
-                make_issue(
-                    "E007",
-                    where=where,
-                    found=f"encoding {kind!r}",
-                    expected="csr_matrix, csc_matrix or a dense array",
-                    file=path,
-                )
-            ]
-        if x["data"].dtype.kind not in "fiub":
-            return [
-                make_issue(
-                    "E007",
-                    where=f"{where}/data",
-                    found=str(x["data"].dtype),
-                    expected="a numeric dtype",
-                    file=path,
-                )
-            ]
-        shape = tuple(int(n) for n in x.attrs.get("shape", x.attrs.get("h5sparse_shape", (-1, -1))))
-        problem = _sparse_problem(x, kind[:3], shape)
+        problem, place = _encoding_problem(x)
         if problem:
             return [
-                make_issue(
-                    "E008", where=where, found=problem, expected="a well-formed sparse matrix", file=path
+                _issue(
+                    "E007", path, place, problem, "csr_matrix, csc_matrix or a dense array of real numbers"
                 )
             ]
+        shape = sparse_shape(x)
+        problem = _sparse_problem(x, sparse_kind(x)[:3], shape)
+        if problem:
+            return [_issue("E008", path, "/X", problem, "a well-formed sparse matrix")]
     if tuple(shape) != (n_obs, n_vars):
-        return [
-            make_issue(
-                "E009",
-                where=where,
-                found=f"{shape[0]:,} x {shape[1]:,}",
-                expected=f"{n_obs:,} obs x {n_vars:,} var",
-                file=path,
-            )
-        ]
+        found, expected = f"{shape[0]:,} x {shape[1]:,}", f"{n_obs:,} obs x {n_vars:,} var"
+        return [_issue("E009", path, "/X", found, expected)]
     return []
 
 
+def _encoding_problem(x: Any) -> tuple[str, str]:
+    """What is wrong with the encoding of a sparse X and where; ("", "") when nothing is."""
+    kind = sparse_kind(x)
+    if not kind.startswith(("csr", "csc")):
+        return f"encoding {kind!r}", "/X"
+    for key in ("data", "indices", "indptr"):
+        if key not in x or not is_dataset(x[key]) or x[key].ndim != 1:
+            return f"no one-dimensional {key}", f"/X/{key}"
+        if x[key].dtype.kind not in ("fiub" if key == "data" else "iu"):
+            return str(x[key].dtype), f"/X/{key}"
+    return "", ""
+
+
 def _sparse_problem(x: Any, storage: str, shape: tuple[int, ...]) -> str:
+    if len(shape) != 2 or min(shape) < 0:
+        return f"shape attribute {shape}"
     n_major, n_minor = shape if storage == "csr" else shape[::-1]
+    rows = "rows" if storage == "csr" else "columns"
+    if len(x["indptr"]) != n_major + 1:
+        return f"indptr has {len(x['indptr']):,} entries for {n_major:,} {rows}"
     indptr = x["indptr"][()].astype(np.int64)
-    if len(indptr) != n_major + 1:
-        return (
-            f"indptr has {len(indptr):,} entries for {n_major:,} {'rows' if storage == 'csr' else 'columns'}"
-        )
     if indptr[0] != 0:
         return f"indptr starts at {indptr[0]}"
     falls = np.flatnonzero(np.diff(indptr) < 0)
@@ -133,14 +208,29 @@ def _index_range_problem(indices: Any, n_live: int, n_minor: int) -> str:
     return ""
 
 
+def sparse_kind(x: Any) -> str:
+    """The encoding of a sparse group, `csr_matrix` or `csc_matrix`; empty when it has none."""
+    kind = x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
+    return kind.decode("utf-8", "replace") if isinstance(kind, bytes) else str(kind)
+
+
+def sparse_shape(x: Any) -> tuple[int, ...]:
+    """The declared shape of a sparse group; empty when it has none."""
+    shape = x.attrs.get("shape", x.attrs.get("h5sparse_shape", ()))
+    return tuple(int(n) for n in np.atleast_1d(shape))
+
+
 def index_key(frame: Any) -> str:
     """The name of the index of a data frame group."""
     key = frame.attrs.get("_index", "_index")
-    return key.decode() if isinstance(key, bytes) else str(key)
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
 
 
-def _first(node: Any) -> Any:
-    return node["values"] if is_group(node) and "values" in node else node
+def first_values(node: Any) -> Any:
+    """The dataset that has one entry per row: `values` of a nullable column, `codes` of a categorical."""
+    if is_group(node):
+        return next((node[key] for key in ("values", "codes") if key in node), node)
+    return node
 
 
 def is_group(node: Any) -> bool:
