@@ -92,11 +92,17 @@ def read_meta(file: Source) -> StandardMeta | None:
         raise UsageError(
             f"{file.path}: uns/vcbench has schema version {schema!r}; this vcbench reads {SCHEMA_VERSION}."
         )
-    matrix = record.get("matrix") or {}
+    matrix = record.get("matrix")
+    matrix = matrix if isinstance(matrix, Mapping) else {}
     kind, rows = matrix.get("kind"), record.get("rows", "cell")
     if kind not in ("counts", "log1p") or rows not in ("cell", "mean"):
         raise UsageError(f"{file.path}: uns/vcbench declares matrix kind {kind!r} and rows {rows!r}.")
     target_sum = matrix.get("target_sum")
+    is_number = isinstance(target_sum, (int, float)) and not isinstance(target_sum, bool)
+    if target_sum is not None and not (is_number and 0 < target_sum < float("inf")):
+        raise UsageError(
+            f"{file.path}: uns/vcbench declares target_sum {target_sum!r}; it is a positive number."
+        )
     return StandardMeta(
         dataset_id=str(record.get("dataset_id", "unknown")),
         matrix=MatrixMeta(kind, None if target_sum is None else float(target_sum)),
