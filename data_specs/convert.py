@@ -394,7 +394,7 @@ def _write(
         target,
         genes=genes,
         obs=_obs(file, spec, cells, scan),
-        obs_names=file.obs_names[keep],
+        obs_names=file.obs_names[keep].tolist(),
         var=gene_columns,
         uns=meta.to_uns(),
     ) as writer:
