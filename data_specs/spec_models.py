@@ -62,7 +62,7 @@ class Profile(Strict):
 class ScoreRule(Strict):
     """How metric values become one score. `kind` names the rule; parameters are spelled out."""
 
-    kind: Literal["none", "vcc2025", "vcc2026"] = "none"
+    kind: Literal["none", "celleval", "vcc2025", "vcc2026"] = "none"
     members: tuple[str, ...] = ()
     published_baseline: dict[str, float] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
