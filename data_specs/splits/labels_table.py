@@ -16,9 +16,9 @@ from ..errors import InvalidFile, UsageError
 from ..h5ad import H5ad
 from ..issues import make_issue
 from ..labels import CONTROL, is_canonical
-from ..split_file import Key, Split, SplitName, labels_sha256
+from ..split_file import SPLIT_NAMES, Key, Split, SplitName, labels_sha256
 from ..standard import CONTEXT, LABEL_SOURCE, PERTURBATION, read_meta
-from .subgroups import subgroup_of
+from .subgroups import subgroup, train_targets
 
 Triple = tuple[str, str, str]
 
@@ -119,24 +119,23 @@ def assemble(
     """The split of `parts` with control added to train, subgroups and the record.
 
     Keys of `table` that are not in `parts` are excluded and listed in the record. `subgroups` replaces the
-    subgroups of `subgroup_of` where a scheme defines its own.
+    subgroups of `subgroup` where a scheme defines its own. Counts of the record leave control out.
     """
     rows: dict[Key, tuple[SplitName, str]] = {}
-    train = [key for key, part in parts.items() if part == "train"]
+    seen = train_targets(key for key, part in parts.items() if part == "train")
     for key in table.keys:
         if key[1] == CONTROL:
             rows[key] = ("train", "")
         elif key in parts:
             part = parts[key]
-            own = "" if part == "train" else subgroup_of(key[1], train)
+            own = "" if part == "train" else subgroup(key[1], seen)
             rows[key] = (part, own if subgroups is None else subgroups.get(key, ""))
-    counts = {
-        part: sum(name == part for name, _ in rows.values()) for part in ("train", "validation", "test")
-    }
+    counts = dict.fromkeys(SPLIT_NAMES, 0)
     held_out: dict[str, dict[str, int]] = {"validation": {}, "test": {}}
-    for part, subgroup in rows.values():
+    for (_, name), (part, group) in rows.items():
+        counts[part] += name != CONTROL
         if part != "train":
-            held_out[part][subgroup] = held_out[part].get(subgroup, 0) + 1
+            held_out[part][group] = held_out[part].get(group, 0) + 1
     record = {
         "scheme": scheme,
         "seed": seed,

@@ -1,38 +1,40 @@
-"""How new a perturbation is to a model: by which of its targets were trained as singles."""
+"""How new a perturbation is to a model: how many of its targets occur in the training perturbations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Collection, Iterable
 
 from ..labels import split_label
 from ..split_file import Key
 
 
-def subgroup_of(perturbation: str, train_keys: Iterable[Key]) -> str:
-    """The subgroup of a perturbation relative to the training keys (context, perturbation).
+def train_targets(train_keys: Iterable[Key]) -> frozenset[str]:
+    """Every target of the training keys (context, perturbation), alone or in a combination, in any context."""
+    return frozenset(target for _, name in train_keys for target in split_label(name))
 
-    A target is seen when its single perturbation is trained in any context. Singles are `seen_single` or
-    `unseen_single`, doubles `combo_seen0`, `combo_seen1` or `combo_seen2`, larger combinations
-    `combo3_seen0` and so on by size; `control` has none ("").
+
+def subgroup(perturbation: str, seen: Collection[str]) -> str:
+    """The subgroup of a perturbation relative to the targets that were seen; `control` has none ("").
+
+    Singles are `seen_single` or `unseen_single`, doubles `combo_seen0`, `combo_seen1` or `combo_seen2`, larger
+    combinations `combo3_seen0` and so on by size. A single is seen in training when it is trained in another
+    context or only inside a combination.
 
     Examples
     --------
-    >>> train = [("K562", "A"), ("K562", "A+B")]
-    >>> [subgroup_of(x, train) for x in ("A", "C", "A+C", "B+C")]
+    >>> [subgroup(x, {"A", "B"}) for x in ("A", "C", "A+C", "C+D")]
     ['seen_single', 'unseen_single', 'combo_seen1', 'combo_seen0']
     """
     targets = split_label(perturbation)
     if not targets:
         return ""
-    singles = _singles(frozenset(train_keys))
-    n_seen = sum(target in singles for target in targets)
+    n_seen = sum(target in seen for target in targets)
     if len(targets) == 1:
         return "seen_single" if n_seen else "unseen_single"
     size = "" if len(targets) == 2 else str(len(targets))
     return f"combo{size}_seen{n_seen}"
 
 
-@lru_cache(maxsize=8)
-def _singles(train_keys: frozenset[Key]) -> frozenset[str]:
-    return frozenset(name for _, name in train_keys if len(split_label(name)) == 1)
+def subgroup_of(perturbation: str, train_keys: Iterable[Key]) -> str:
+    """`subgroup` relative to training keys (context, perturbation). For many, call `train_targets` once."""
+    return subgroup(perturbation, train_targets(train_keys))

@@ -1,0 +1,303 @@
+"""The `vcbench data` group: list, show, check, convert, split, simulate. Commands parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_support import (
+    EXIT_INVALID,
+    LazyGroup,
+    echo_issues,
+    echo_json,
+    echo_table,
+    force_option,
+    format_option,
+    note,
+    out_option,
+    quiet_option,
+    seed_option,
+)
+
+_HERE = "vcbench.data_specs.cli"
+COMMANDS = {
+    "list": (f"{_HERE}:list_", "List the dataset layouts that vcbench knows."),
+    "show": (f"{_HERE}:show", "Show the card of a dataset: source, licence, expected counts, traps."),
+    "check": (f"{_HERE}:check", "Check a standard h5ad; all problems at once."),
+    "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
+    "split": (f"{_HERE}:split", "Draw a split of a standard h5ad and write it as CSV."),
+    "simulate": (f"{_HERE}:simulate", "Simulate a Perturb-seq data set and its truth."),
+}
+
+
+@click.command(cls=LazyGroup, table=COMMANDS)
+def data() -> None:
+    """Datasets: what is known about them, conversion, checks, splits, simulation."""
+
+
+def _progress(what: str, *, quiet: bool) -> Callable[[int, int], None] | None:
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show_rows(done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        click.echo(f"\r{what}: {done:,} of {total:,} cells{end}", err=True, nl=False)
+
+    return show_rows
+
+
+@click.command("list")
+@format_option
+def list_(output_format: str) -> None:
+    """List the dataset layouts that vcbench knows.
+
+    \b
+    Example: vcbench data list
+    """
+    from .specs import dataset_ids, load_dataset
+
+    specs = [load_dataset(name) for name in dataset_ids()]
+    rows = [(s.id, s.modality, s.matrix.kind, s.n_cells.value if s.n_cells else None, s.title) for s in specs]
+    headers = ("id", "modality", "matrix", "cells", "title")
+    if output_format == "json":
+        echo_json([dict(zip(headers, row, strict=True)) for row in rows])
+    else:
+        echo_table(headers, rows)
+
+
+@click.command()
+@click.argument("dataset", metavar="ID|TOML")
+@format_option
+def show(dataset: str, output_format: str) -> None:
+    """Show the card of a dataset: source, licence, expected counts, traps.
+
+    \b
+    Example: vcbench data show norman2019_subset
+    """
+    from .cards import dataset_card
+    from .specs import load_dataset
+
+    spec = load_dataset(dataset)
+    if output_format == "json":
+        echo_json(spec.model_dump(mode="json"))
+    else:
+        click.echo(dataset_card(spec))
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@format_option
+@quiet_option
+def check(file: str, output_format: str, quiet: bool) -> None:
+    """Check a standard h5ad; all problems at once. Exit status 1 when there is an error.
+
+    \b
+    Example: vcbench data check norman.h5ad --format json
+    """
+    from .issues import has_errors
+    from .schema_check import check_standard
+
+    issues = check_standard(file, on_rows=_progress("checking", quiet=quiet))
+    valid = not has_errors(issues)
+    if output_format == "json":
+        echo_json({"valid": valid, "issues": [issue.to_json() for issue in issues]})
+    else:
+        echo_issues(issues)
+        n_errors = sum(issue.severity == "error" for issue in issues)
+        verdict = "valid" if valid else "invalid"
+        click.echo(f"{file}: {verdict} ({n_errors} errors, {len(issues) - n_errors} warnings and notes)")
+    if not valid:
+        raise click.exceptions.Exit(EXIT_INVALID)
+
+
+@click.command()
+@click.argument("src", metavar="SRC")
+@click.option(
+    "--spec", required=True, metavar="ID|TOML", help="Layout of SRC: `vcbench data list` shows all."
+)
+@out_option(help="The standard h5ad to write.")
+@format_option
+@force_option
+@quiet_option
+def convert(src: str, spec: str, out: str, output_format: str, force: bool, quiet: bool) -> None:
+    """Turn a published h5ad into a standard one; refused with every reason when it is not as the spec says.
+
+    \b
+    Example: vcbench data convert norman2019_subset.h5ad --spec norman2019_subset -o norman.h5ad
+    """
+    from .convert import convert as convert_file
+    from .specs import load_dataset
+
+    done = convert_file(
+        src, load_dataset(spec), out=out, force=force, on_rows=_progress("converting", quiet=quiet)
+    )
+    facts: dict[str, Any] = {
+        "out": str(done.path),
+        "n_cells": done.n_cells,
+        "n_genes": done.n_genes,
+        "n_dropped": done.n_dropped,
+        "n_controls": done.n_controls,
+        "n_perturbations": done.n_perturbations,
+        "contexts": list(done.contexts),
+        "target_sum": done.target_sum,
+        "target_sum_from": done.target_sum_from,
+    }
+    if output_format == "json":
+        echo_json({**facts, "label_map": done.label_map, "issues": [i.to_json() for i in done.issues]})
+        return
+    echo_issues(done.issues, err=True)
+    renamed = sum(source != name for source, name in done.label_map.items())
+    facts |= {"contexts": ", ".join(done.contexts), "labels_rewritten": renamed}
+    echo_table(("fact", "value"), facts.items())
+
+
+def _fractions(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        parts = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        parts = ()
+    if len(parts) != 3:
+        raise click.BadParameter(f"{value!r} is not three numbers such as 0.7,0.1,0.2.")
+    return parts
+
+
+def _scheme_help() -> str:
+    from .splits import SCHEMES
+
+    return "One of: " + ", ".join(SCHEMES) + "."
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.option("--scheme", required=True, metavar="NAME", help=_scheme_help())
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Seed of the draw; default: the scheme's own (1 for the GEARS kinds, else 0).",
+)
+@click.option("--fold", type=int, default=None, help="folds: which fold is tested, from 0.")
+@click.option("--folds", type=int, default=None, help="folds: how many.  [default: 5]")
+@click.option("--context", default=None, help="leave-one-context-out: the context.")
+@click.option("--double", default=None, metavar="A+B", help="leave-one-double-out: the double.")
+@click.option(
+    "--fractions",
+    default=None,
+    callback=_fractions,
+    metavar="TRAIN,VALIDATION,TEST",
+    help="random: the shares.",
+)
+@click.option(
+    "--validation-fraction", type=float, default=None, help="Share of the rest that selects models."
+)
+@click.option("--gene-fraction", type=float, default=None, help="gears-simulation: share of seen genes.")
+@click.option("--combo-fraction", type=float, default=None, help="gears-simulation: share of trained pairs.")
+@click.option(
+    "--drop-uncovered", default=None, metavar="GMT", help="GEARS kinds: leave out targets without a gene set."
+)
+@click.option(
+    "--max-term-size", type=int, default=None, help="Largest gene set that counts.  [default: 2000]"
+)
+@out_option(help="The split CSV; a folder where a scheme writes one file per context or double.")
+@format_option
+@force_option
+def split(file: str, scheme: str, out: str, output_format: str, force: bool, **options: Any) -> None:
+    """Draw a split of a standard h5ad and write it as CSV, with its record beside it as JSON.
+
+    \b
+    Examples:
+      vcbench data split norman.h5ad --scheme gears-simulation --seed 1 -o split.csv
+      vcbench data split norman.h5ad --scheme leave-one-double-out -o doubles
+      vcbench data split norman.h5ad --scheme folds --folds 5 --fold 0 -o fold0.csv
+    """
+    from .splits import draw_split
+    from .splits.labels_table import read_labels
+    from .splits.output import write_splits
+
+    drawn = draw_split(read_labels(file), scheme, **options)
+    written = write_splits(drawn, out, source=file, force=force)
+    rows = [(str(path), part.record["n"]) for path, part in written]
+    if output_format == "json":
+        splits = [{"path": str(path), **part.record} for path, part in written]
+        echo_json({"scheme": scheme, "splits": splits})
+        return
+    echo_table(
+        ("file", "train", "validation", "test"),
+        [(path, n["train"], n["validation"], n["test"]) for path, n in rows],
+    )
+    for _, part in written:
+        for key in ("completed", "drop_uncovered"):
+            if key in part.record:
+                note(f"{key}: {part.record[key]}")
+
+
+def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+@click.command()
+@out_option(help="The h5ad to write; its truth goes beside it as NAME.truth.h5ad.")
+@click.option("--genes", type=int, default=2000, show_default=True, help="Genes.")
+@click.option("--singles", type=int, default=60, show_default=True, help="Single perturbations.")
+@click.option("--doubles", type=int, default=30, show_default=True, help="Pairs of them.")
+@click.option(
+    "--contexts", default="A", show_default=True, callback=_names, help="Context names, comma-separated."
+)
+@click.option("--cells", type=int, default=100, show_default=True, help="Cells per perturbation and context.")
+@click.option("--controls", type=int, default=500, show_default=True, help="Control cells per context.")
+@click.option("--depth", type=float, default=5000.0, show_default=True, help="Mean counts of a cell.")
+@click.option("--programs", type=int, default=10, show_default=True, help="Gene programs.")
+@click.option("--batches", type=int, default=2, show_default=True, help="Technical batches.")
+@click.option("--effect-scale", type=float, default=1.0, show_default=True, help="Size of the effects.")
+@click.option("--knockdown", type=float, default=0.8, show_default=True, help="Expression lost by a target.")
+@click.option(
+    "--modality",
+    type=click.Choice(["CRISPRi", "CRISPRa"]),
+    default="CRISPRi",
+    show_default=True,
+    help="Screen.",
+)
+@click.option("--gmt", default=None, metavar="OUT.gmt", help="Also write gene sets that follow the programs.")
+@seed_option
+@format_option
+@force_option
+@quiet_option
+def simulate(
+    out: str, gmt: str | None, seed: int, output_format: str, force: bool, quiet: bool, **spec: Any
+) -> None:
+    """Simulate a Perturb-seq data set: a standard h5ad, its truth, and optionally gene sets.
+
+    \b
+    Example: vcbench data simulate -o sim.h5ad --genes 600 --singles 40 --doubles 20 --gmt sim.gmt
+    """
+    from .simulate import simulate_dataset
+    from .simulate_model import SimulationSpec
+
+    truth = simulate_dataset(
+        out,
+        SimulationSpec(**spec),
+        seed,
+        gmt=gmt,
+        force=force,
+        on_rows=_progress("simulating", quiet=quiet),
+    )
+    facts = {
+        "out": str(truth.path),
+        "truth": str(truth.truth_path),
+        "gmt": None if gmt is None else str(Path(gmt)),
+        "n_genes": len(truth.genes),
+        "contexts": list(truth.contexts),
+        "n_perturbations": len({name for _, name in truth.keys}),
+        "n_interacting": int((truth.interaction != 0).any(axis=1).sum()),
+        "target_sum": truth.target_sum,
+    }
+    if output_format == "json":
+        echo_json(facts)
+    else:
+        echo_table(("fact", "value"), {**facts, "contexts": ", ".join(truth.contexts)}.items())
