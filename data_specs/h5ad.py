@@ -11,9 +11,8 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
@@ -33,6 +32,12 @@ from .h5ad_structure import (
     unreadable,
 )
 from .issues import make_issue
+
+if TYPE_CHECKING:
+    # Type checkers take a cached_property for no match of a protocol's property.
+    cached_property = property
+else:
+    from functools import cached_property
 
 Storage = Literal["csr", "csc", "dense"]
 CSC_WINDOW_BYTES = 256 * 2**20
@@ -191,6 +196,20 @@ class H5ad:
             if legacy is not None and is_dataset(node):
                 return Labels.from_codes(node[()], legacy)
             return Labels.from_values(_values(node))
+
+    def unused_categories(self, column: str) -> list[str]:
+        """Categories of an obs column that no row has, in stored order; empty for other columns."""
+        node = self._column("obs", column)
+        with self._reading():
+            legacy = self._legacy_categories("obs", column)
+            if is_group(node) and "codes" in node:
+                codes, categories = node["codes"][()], _strings(node["categories"])
+            elif legacy is not None and is_dataset(node):
+                codes, categories = node[()], legacy
+            else:
+                return []
+        used = set(np.unique(codes).tolist())
+        return [str(name) for code, name in enumerate(categories) if code not in used]
 
     def values(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> np.ndarray:
         """A column as an array: numbers and booleans in their dtype, text and categories as str objects."""

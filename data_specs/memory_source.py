@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
 from .errors import UsageError
 from .h5ad import DEFAULT_BLOCK_BYTES, Labels, MatrixInfo, RowBlock, Storage
+
+if TYPE_CHECKING:
+    # Type checkers take a cached_property for no match of a protocol's property.
+    cached_property = property
+else:
+    from functools import cached_property
 
 
 class MemorySource:
