@@ -1,0 +1,146 @@
+"""The commands `train` and `predict`: parse, call, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..data_specs.cli_support import (
+    echo_json,
+    echo_table,
+    force_option,
+    format_option,
+    note,
+    out_option,
+    quiet_option,
+    seed_option,
+)
+
+_DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
+
+@click.command(
+    epilog="Example: vcbench train linear data.h5ad --split split.csv --set n_components=20 -o run"
+)
+@click.argument("name")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--split", type=click.Path(path_type=Path), help="Split CSV; without it every perturbation trains."
+)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting; repeat for more.")
+@click.option(
+    "--features", metavar="FILE|go:GMT", help="Target features: .tsv, .csv, .parquet or go:FILE.gmt[.gz]."
+)
+@click.option("--device", type=_DEVICES, default="auto", show_default=True, help="Where to train.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
+@seed_option
+@force_option
+@quiet_option
+@format_option
+@out_option(help="The run folder to write.")
+def train(
+    name: str,
+    data: Path,
+    split: Path | None,
+    assignments: tuple[str, ...],
+    features: str | None,
+    device: str,
+    resume: bool,
+    seed: int,
+    force: bool,
+    quiet: bool,
+    output_format: str,
+    out: str,
+) -> None:
+    """Fit the baseline NAME on the standard file DATA and write a run folder.
+
+    `vcbench list baselines` shows every NAME, `vcbench explain NAME` its settings.
+    """
+    from .registry import create
+    from .settings import parse_assignments
+    from .train import load_data
+    from .train import train as run_training
+
+    settings = parse_assignments(assignments)
+    # Names and settings are checked before the data are read, which may take long.
+    create(name, settings)
+    if device == "cuda":
+        note(f"{name} is fitted on the CPU; --device cuda has no effect.", quiet=quiet)
+    if resume:
+        note(f"{name} is fitted in one step; there is nothing to resume.", quiet=quiet)
+    loaded = load_data(data, split)
+    result = run_training(name, loaded, out, settings=settings, features=features, seed=seed, force=force)
+    if output_format == "json":
+        echo_json(result.to_json())
+        return
+    click.echo(
+        f"{out}: {name}, {result.n_train} training rows, {result.n_genes:,} genes, "
+        f"{result.n_parameters:,} stored numbers, fitted in {result.fit_s:.3g} s"
+    )
+    if result.amplified:
+        note("amplified: the factor on predicted effects is outside 0.25 to 4.", quiet=quiet)
+    for text in result.notes:
+        note(text, quiet=quiet)
+
+
+@click.command(epilog="Example: vcbench predict run -o pred.h5ad")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--controls",
+    type=click.Path(path_type=Path),
+    help="Standard file with control cells; default: the control means of the training file.",
+)
+@click.option(
+    "--perturbations",
+    type=click.Path(path_type=Path),
+    help="CSV context,perturbation of the rows to predict; default: the split's test rows.",
+)
+@click.option(
+    "--all", "everything", is_flag=True, help="Every row of the split (of training without a split)."
+)
+@force_option
+@quiet_option
+@format_option
+@out_option(help="The mean-effects h5ad to write.")
+def predict(
+    run: Path,
+    controls: Path | None,
+    perturbations: Path | None,
+    everything: bool,
+    force: bool,
+    quiet: bool,
+    output_format: str,
+    out: str,
+) -> None:
+    """Predict with the run folder RUN: one absolute mean profile per (context, perturbation)."""
+    from ..data_specs.atomic import check_output
+    from .predict import choose_keys, write_prediction
+    from .predict import predict as run_prediction
+    from .run_folder import load_run
+
+    inputs = [path for path in (controls, perturbations) if path is not None]
+    check_output(out, inputs=inputs, force=force)
+    loaded = load_run(run)
+    keys = choose_keys(
+        loaded, perturbations=perturbations, everything=everything, contexts=sorted(loaded.control_means)
+    )
+    result = run_prediction(loaded, keys, controls=controls)
+    write_prediction(out, result, loaded, inputs=inputs, force=force)
+    summary = {"out": out, "model": loaded.name, **result.to_json()}
+    if output_format == "json":
+        echo_json(summary)
+        return
+    click.echo(
+        f"{out}: {summary['n_predicted']} predicted, {summary['n_fallback']} fallback, "
+        f"{summary['n_refused']} refused of {summary['n_rows']} rows, {summary['n_genes']:,} genes"
+    )
+    rows = [
+        [kind, item["context"], item["perturbation"], item["reason"]]
+        for kind in ("fallback", "refused")
+        for item in summary[kind]
+    ]
+    if rows:
+        echo_table(["status", "context", "perturbation", "reason"], rows)
+    for text in result.notes:
+        note(text, quiet=quiet)
