@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PIPELINES = {
     "core": "vcbench.evaluator.core.pipeline:score_core",
     "celleval": "vcbench.evaluator.celleval.pipeline:score_celleval",
+    "vcc2026": "vcbench.evaluator.vcc2026.pipeline:score_vcc2026",
 }
 Progress = Callable[[int, int, str], None]
 

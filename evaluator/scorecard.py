@@ -18,6 +18,8 @@ from ..data_specs.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..data_specs.issues import Issue
+
 SCORECARD_VERSION = 1
 Better = Literal["higher", "lower", "none"]
 
@@ -71,7 +73,8 @@ class ScoreResult:
 
     `per_perturbation` has columns `context`, `perturbation`, `n_cells_truth`, `n_cells_pred`, then one column per
     metric (NaN = null), then descriptive columns (`stratum`, `effect_tier`, ...). `strata` maps
-    `"<axis>=<value>"` to aggregated metrics over that subset.
+    `"<axis>=<value>"` to aggregated metrics over that subset. `issues` are warnings and notes about how the
+    files fit together.
     """
 
     per_perturbation: pd.DataFrame
@@ -83,6 +86,7 @@ class ScoreResult:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    issues: tuple[Issue, ...] = ()
 
 
 def finite_or_none(value: float) -> float | None:

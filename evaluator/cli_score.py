@@ -1,0 +1,196 @@
+"""`vcbench score`: one prediction against the truth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data_specs.cli_support import (
+    echo_issues,
+    echo_json,
+    echo_table,
+    edition_option,
+    force_option,
+    format_option,
+    note,
+    out_option,
+    quiet_option,
+    seed_option,
+    threads_option,
+)
+from .score_options import SUBSETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .pipelines import Progress
+    from .scorecard import ScoreCard
+
+
+@click.command()
+@click.argument("pred", type=click.Path())
+@click.option(
+    "--truth",
+    "truths",
+    required=True,
+    multiple=True,
+    metavar="[CONTEXT=]REAL.h5ad",
+    help="The real cells, controls included; repeat it with contexts for several files.",
+)
+@edition_option()
+@click.option("--profile", metavar="NAME", help="Metrics of the edition; default: the edition's own choice.")
+@click.option("--split", type=click.Path(dir_okay=False), help="Split file: evaluate one part of it.")
+@click.option(
+    "--subset", type=click.Choice(SUBSETS), default="test", show_default=True, help="Part of the split."
+)
+@click.option("--pert-col", metavar="COL", help="obs column of the labels; default: the edition's.")
+@click.option("--control", metavar="LABEL", help="Control label; default: the edition's.")
+@click.option("--context-col", metavar="COL", help="obs column of the contexts; default: the edition's.")
+@click.option(
+    "--matrix", type=click.Choice(["counts", "log1p"]), help="Kind of X in files that do not declare it."
+)
+@click.option("--name", metavar="NAME", help="Name of the entry in tables; default: the file's.")
+@seed_option
+@threads_option
+@out_option(required=False, help="Folder for the ScoreCard and its tables.")
+@force_option
+@quiet_option
+@format_option
+def score(
+    pred: str,
+    truths: tuple[str, ...],
+    edition: str,
+    profile: str | None,
+    split: str | None,
+    subset: Any,
+    pert_col: str | None,
+    control: str | None,
+    context_col: str | None,
+    matrix: Any,
+    name: str | None,
+    seed: int,
+    threads: int | None,
+    out: str | None,
+    force: bool,
+    quiet: bool,
+    output_format: str,
+) -> None:
+    """Score PRED (cells or mean effects, .h5ad or .vcc) against the truth.
+
+    \b
+    Examples:
+      vcbench score pred.h5ad --truth real.h5ad --edition core --split split.csv -o card/
+      vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
+    """
+    from .score import score as run_score
+
+    if out:
+        check_card_folder(out, force=force)
+    with _progress(quiet) as show:
+        scored = run_score(
+            pred,
+            parse_truths(truths),
+            edition=edition,
+            profile=profile,
+            split=split,
+            subset=subset,
+            pert_col=pert_col,
+            control=control,
+            context_col=context_col,
+            matrix=matrix,
+            name=name,
+            seed=seed,
+            threads=threads,
+            progress=show,
+        )
+    if out:
+        note(f"wrote {scored.write(out, force=force)}", quiet=quiet)
+    if output_format == "json":
+        echo_json(scored.card.model_dump(mode="json"))
+    else:
+        _print_table(scored.card, quiet=quiet)
+
+
+def parse_truths(texts: Sequence[str]) -> list[tuple[str | None, str]]:
+    """(context, path) of each `[CONTEXT=]PATH`. A text that is an existing path is never split.
+
+    Raises `UsageError` for an empty path or a context given twice.
+    """
+    from ..data_specs.errors import UsageError
+
+    out: list[tuple[str | None, str]] = []
+    for text in texts:
+        context, sign, path = text.partition("=")
+        if not sign or Path(text).exists():
+            context, path = "", text
+        if not path:
+            raise UsageError(f"--truth {text!r}: names no file.")
+        if context and any(context == other for other, _ in out):
+            raise UsageError(f"--truth gives the context {context!r} twice.")
+        out.append((context or None, path))
+    return out
+
+
+def check_card_folder(out: str, *, force: bool) -> None:
+    """Refuse an output folder before any work: taken, or (with `force`) not one that `vcbench score` wrote.
+
+    Raises `OutputError`.
+    """
+    from ..data_specs.errors import OutputError
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; --out needs a folder here.")
+    if folder.exists() and not force:
+        raise OutputError(f"{folder}: exists already. Choose another --out or add --force.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "scorecard.json").is_file():
+        raise OutputError(
+            f"{folder}: holds no ScoreCard, so --force does not replace it. Choose another --out."
+        )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("scoring", total=None)
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text[:40])
+
+        yield show
+
+
+def _print_table(card: ScoreCard, *, quiet: bool) -> None:
+    rows = [
+        (
+            name,
+            "–" if value.value is None else f"{value.value:.6g}",
+            "" if value.perfect is None else f"{value.perfect:g}",
+            {"higher": "up", "lower": "down", "none": ""}[value.better],
+            f"{value.n}/{value.n_total}",
+            value.reason or "",
+        )
+        for name, value in card.metrics.items()
+    ]
+    echo_table(
+        ("metric", "value", "perfect", "better", "n", "nulls"),
+        rows,
+        title=f"{card.name}: edition {card.edition}, profile {card.profile}",
+    )
+    shown = "–" if card.score is None else f"{card.score:.6g}"
+    click.echo(f"score: {shown}" + (f" ({card.score_reason})" if card.score_reason else ""))
+    if not quiet:
+        from ..data_specs.issues import Issue
+
+        echo_issues((Issue(**issue) for issue in card.issues), err=True)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Edition `core`: the field's standard metrics on held-out perturbations."""

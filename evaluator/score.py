@@ -1,0 +1,291 @@
+"""Score a prediction against the truth: open, validate, measure by the edition's pipeline, and make the ScoreCard."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..data_specs.containers import open_entry
+from ..data_specs.errors import InvalidFile, UsageError
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from ..data_specs.issues import Issue, has_errors, sort_issues
+from ..data_specs.joined_source import JoinedSource
+from ..data_specs.memory_source import MemorySource
+from ..data_specs.sources import Source
+from ..data_specs.spec_models import Edition
+from ..data_specs.specs import load_edition
+from ..data_specs.split_file import Split, read_split
+from ..data_specs.standard import MatrixKind
+from .pipelines import Progress, load_pipeline
+from .profiles import resolve_profile
+from .score_options import SUBSETS, ScoreOptions, Subset
+from .scorecard import ScoreCard, ScoreResult, write_scorecard
+
+HASH_BYTES = 2**22
+VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
+PathLike = str | os.PathLike[str]
+Part = H5ad | MemorySource
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcome of `score`: the ScoreCard, and the result with its tables."""
+
+    card: ScoreCard
+    result: ScoreResult
+
+    def write(self, folder: PathLike, *, force: bool = False) -> Path:
+        """Write card and tables as one folder; see `write_scorecard`."""
+        return write_scorecard(self.card, self.result, folder, force=force)
+
+
+def score(
+    pred: Any,
+    truth: Any,
+    *,
+    edition: str | Edition = "core",
+    profile: str | None = None,
+    split: PathLike | Split | None = None,
+    subset: Subset = "test",
+    pert_col: str | None = None,
+    control: str | None = None,
+    context_col: str | None = None,
+    matrix: MatrixKind | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    references: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Scored:
+    """Score predictions against real cells.
+
+    Parameters
+    ----------
+    pred
+        Path of an `.h5ad` (cells or mean effects) or `.vcc`, or an AnnData in memory.
+    truth
+        Path or AnnData with the real cells, controls included; a mapping {context: path or AnnData} or a list of
+        them is read as one. Neither input is modified.
+    edition, profile
+        Rules and metrics: an edition id, a TOML path or an `Edition`, and one of its profiles (None: the default).
+    split, subset
+        A split file (or `Split`) and the part of it to evaluate; without a split every perturbation of the truth.
+    pert_col, control, context_col, matrix
+        See `ScoreOptions`.
+    name
+        Name of the entry in tables; the file's stem when None.
+    references
+        What an overall score needs beyond the truth; see the edition.
+    progress
+        Called with (done, total, text).
+
+    Returns
+    -------
+    Scored
+        Equal for files and for the same content in memory.
+
+    Raises
+    ------
+    InvalidFile
+        A file breaks the edition's rules, or the files do not fit together. No score is given.
+    UnknownName
+        No such edition, profile or metric.
+    MetricError
+        A metric could not be computed on valid input.
+    """
+    if subset not in SUBSETS:
+        raise UsageError(f"subset {subset!r} is none of {', '.join(SUBSETS)}.")
+    rules = load_edition(edition) if isinstance(edition, str) else edition
+    chosen = resolve_profile(rules, profile)
+    options = ScoreOptions(
+        split=split if isinstance(split, Split) or split is None else read_split(split),
+        subset=subset,
+        pert_col=pert_col,
+        control=control,
+        context_col=context_col,
+        matrix=matrix,
+        seed=seed,
+        threads=threads,
+        block_bytes=block_bytes,
+        references=dict(references or {}),
+    )
+    timings: dict[str, float] = {}
+    started = time.perf_counter()
+    truth_items = _listed_truths(truth)
+    issues = _validated(pred, truth_items, rules, options)
+    timings["validate"] = time.perf_counter() - started
+    with ExitStack() as stack:
+        pred_source = _open_prediction(pred, stack)
+        truths = [(context, _open(item, context or "truth", stack)) for context, item in truth_items]
+        measured = time.perf_counter()
+        truth_source = _one_truth(truths, rules, options)
+        result = load_pipeline(rules.scoring.pipeline)(
+            pred_source,
+            truth_source,
+            edition=rules,
+            profile=chosen,
+            options=options,
+            progress=progress or _no_progress,
+        )
+        timings["measure"] = time.perf_counter() - measured
+        inputs = _inputs(pred, pred_source, truths, split)
+    timings["total"] = time.perf_counter() - started
+    label = name or _stem(pred_source)
+    card = _card(label, rules, profile, options, result, [*issues, *result.issues], inputs, timings)
+    return Scored(card, result)
+
+
+def _no_progress(done: int, total: int, text: str) -> None:
+    """Progress for callers that want none."""
+
+
+def _listed_truths(truth: Any) -> list[tuple[str | None, Any]]:
+    listed: list[tuple[str | None, Any]]
+    if isinstance(truth, Mapping):
+        listed = [(str(context), item) for context, item in truth.items()]
+    elif isinstance(truth, (list, tuple)):
+        listed = [item if isinstance(item, tuple) else (None, item) for item in truth]
+    else:
+        listed = [(None, truth)]
+    if not listed:
+        raise UsageError("no truth was given.")
+    return listed
+
+
+def _validated(
+    pred: Any, truths: list[tuple[str | None, Any]], edition: Edition, options: ScoreOptions
+) -> list[Issue]:
+    """Warnings and notes of validation. Raises `InvalidFile` with the problems of all files when one has errors."""
+    from .validate import validate
+
+    # The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
+    items = [pred]
+    items += [item for _, item in truths if edition.scoring.pipeline == "core"]
+    issues: list[Issue] = []
+    for item in items:
+        report = validate(
+            item,
+            edition=edition,
+            pert_col=options.pert_col,
+            control=options.control,
+            context_col=options.context_col,
+            matrix=options.matrix,
+            block_bytes=options.block_bytes,
+        )
+        issues += report.issues
+    if has_errors(issues):
+        raise InvalidFile(sort_issues(issues))
+    return issues
+
+
+def _open_prediction(pred: Any, stack: ExitStack) -> Part:
+    if not isinstance(pred, (str, os.PathLike)):
+        return _open(pred, "prediction", stack)
+    entry = stack.enter_context(open_entry(pred))
+    source = stack.enter_context(H5ad(entry.h5ad))
+    # Issues and cards name the file that the user gave, not what a container was unpacked to.
+    source.path = Path(pred)
+    return source
+
+
+def _open(item: Any, role: str, stack: ExitStack) -> Part:
+    if isinstance(item, (str, os.PathLike)):
+        return stack.enter_context(H5ad(item))
+    if all(hasattr(item, slot) for slot in ("X", "obs", "var", "uns")):
+        return MemorySource(item, name=role)
+    raise UsageError(f"the {role} is a {type(item).__name__}; a path or an AnnData is needed.")
+
+
+def _one_truth(truths: list[tuple[str | None, Part]], edition: Edition, options: ScoreOptions) -> Source:
+    if len(truths) == 1 and truths[0][0] is None:
+        return truths[0][1]
+    column = options.context_col or edition.file.context_column or "context"
+    return JoinedSource(truths, context_column=column)
+
+
+def _stem(source: Source) -> str:
+    return source.path.name.removesuffix(".h5ad").removesuffix(".vcc")
+
+
+def _inputs(
+    pred: Any,
+    pred_source: Source,
+    truths: list[tuple[str | None, Part]],
+    split: PathLike | Split | None,
+) -> dict[str, dict[str, Any]]:
+    out = {"prediction": _described(pred_source)}
+    for context, source in truths:
+        key = "truth" if len(truths) == 1 else f"truth:{context or source.name}"
+        out[key] = _described(source) | ({"context": context} if context else {})
+    if split is not None and not isinstance(split, Split):
+        out["split"] = _file_record(Path(split))
+    return out
+
+
+def _described(source: Source) -> dict[str, Any]:
+    shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": source.matrix.storage}
+    if isinstance(source, H5ad):
+        return _file_record(source.path) | shape
+    return {"name": source.name, "bytes": None, "sha256": None, **shape}
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def file_sha256(path: PathLike) -> str:
+    """sha256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as handle:
+        while piece := handle.read(HASH_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _card(
+    name: str,
+    edition: Edition,
+    profile: str | None,
+    options: ScoreOptions,
+    result: ScoreResult,
+    issues: list[Issue],
+    inputs: dict[str, dict[str, Any]],
+    timings: dict[str, float],
+) -> ScoreCard:
+    asked = {
+        "subset": options.subset if options.split else None,
+        "split": dict(options.split.record) if options.split else None,
+        "pert_col": options.pert_col,
+        "control": options.control,
+        "context_col": options.context_col,
+        "matrix": options.matrix,
+    }
+    return ScoreCard(
+        name=name,
+        edition=edition.id,
+        profile=profile or edition.scoring.default_profile,
+        score=result.score,
+        score_reason=result.score_reason,
+        metrics=dict(result.metrics),
+        strata={key: dict(values) for key, values in result.strata.items()},
+        issues=[issue.to_json() for issue in sort_issues(issues)],
+        refused=dict(result.refused),
+        inputs=inputs,
+        parameters={"options": asked, **result.parameters},
+        seeds={"root": options.seed},
+        versions={
+            **{package: version(package) for package in VERSIONED},
+            "python": platform.python_version(),
+        },
+        timings_s={key: round(value, 3) for key, value in timings.items()},
+        notes=list(result.notes),
+    )
