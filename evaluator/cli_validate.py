@@ -1,0 +1,118 @@
+"""`vcbench validate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data_specs.cli_support import (
+    EXIT_INVALID,
+    echo_issues,
+    echo_json,
+    edition_option,
+    format_option,
+    memory_option,
+    quiet_option,
+)
+
+if TYPE_CHECKING:
+    from .checks.value_scan import Progress
+    from .validate import ValidationReport
+
+# Decoding, sorting and summing a block takes several copies of it.
+BLOCKS_IN_MEMORY = 8
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 64 * 2**20, 2**20
+
+
+@click.command(
+    epilog="Examples: vcbench validate pred.vcc --edition vcc2025 --genes gene_names.csv --perts pert_counts.csv"
+)
+@click.argument("file", type=click.Path())
+@edition_option()
+@click.option("--genes", type=click.Path(), metavar="CSV", help="The official gene list, in order.")
+@click.option("--perts", type=click.Path(), metavar="CSV", help="The official perturbation list.")
+@click.option("--contexts", metavar="A,B,C", help="The contexts that the entry must hold.")
+@click.option("--pert-col", metavar="COLUMN", help="obs column of the perturbation; default: the edition's.")
+@click.option("--control", metavar="LABEL", help="Label of control cells; default: the edition's.")
+@click.option("--context-col", metavar="COLUMN", help="obs column of the context; default: the edition's.")
+@click.option(
+    "--matrix",
+    type=click.Choice(["counts", "log1p"]),
+    help="The scale of X where the file does not declare it.",
+)
+@click.option("--tmp", type=click.Path(), metavar="DIR", help="Where a .vcc is unpacked; default: beside it.")
+@memory_option
+@format_option
+@quiet_option
+def validate(
+    file: str,
+    edition: str,
+    contexts: str | None,
+    memory: int | None,
+    output_format: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Check FILE (.h5ad or .vcc) against an edition: all problems at once, and what was not checked.
+
+    Exit code 0: valid (warnings allowed); 1: invalid; 2: wrong usage.
+    """
+    from .validate import validate as run_validate
+
+    block = _LARGEST_BLOCK if memory is None else memory // BLOCKS_IN_MEMORY
+    with _progress(quiet) as progress:
+        report = run_validate(
+            file,
+            edition=edition,
+            contexts=None if contexts is None else _listed(contexts),
+            block_bytes=max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block)),
+            progress=progress,
+            **options,
+        )
+    if output_format == "json":
+        echo_json(report.to_json())
+    else:
+        _print(report, file, edition)
+    if not report.valid:
+        click.get_current_context().exit(EXIT_INVALID)
+
+
+def _listed(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("names at least one context.", param_hint="--contexts")
+    return names
+
+
+def _print(report: ValidationReport, file: str, edition: str) -> None:
+    echo_issues(report.issues)
+    tally = {s: sum(issue.severity == s for issue in report.issues) for s in ("error", "warning", "info")}
+    counts = f"{tally['error']} errors, {tally['warning']} warnings, {tally['info']} notes"
+    size = (
+        f"{report.facts['n_obs']:,} rows x {report.facts['n_vars']:,} genes; "
+        if "n_obs" in report.facts
+        else ""
+    )
+    click.echo(f"{file}: {'valid' if report.valid else 'INVALID'} for edition {edition}: {size}{counts}")
+    if report.not_checked:
+        click.echo("not checked:")
+        for entry in report.not_checked:
+            click.echo(f"  {entry.what}: {entry.why}")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Progress | None]:
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    with click.progressbar(length=1, label="rows", file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield advance

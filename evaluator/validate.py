@@ -1,0 +1,344 @@
+"""`validate`: every problem of an entry at once, in one pass over its values."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ..data_specs.containers import Entry, container_issues, open_entry
+from ..data_specs.errors import InvalidFile, UsageError
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
+from ..data_specs.issues import Issue, has_errors, make_issue, sort_issues
+from ..data_specs.memory_source import MemorySource
+from ..data_specs.sources import Source
+from ..data_specs.spec_models import Edition
+from ..data_specs.specs import load_edition
+from ..data_specs.standard import MatrixKind, StandardMeta, read_meta
+from .checks.case import Case, Names
+from .checks.facts import header_facts, value_facts
+from .checks.genes import gene_issues
+from .checks.labels import label_issues
+from .checks.matrix_kind import claimed_kind, detected_kind, kind_issues
+from .checks.panel import panel_issues
+from .checks.rows import row_issues
+from .checks.scale import scale_issues
+from .checks.value_scan import Progress, scan_values
+from .checks.values import value_issues
+from .reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
+
+ReadT = TypeVar("ReadT")
+ListSource = str | Path | Sequence[str]
+
+
+class AnnDataLike(Protocol):
+    """What `MemorySource` reads: an AnnData in memory."""
+
+    X: Any
+    obs: Any
+    var: Any
+    uns: Any
+
+
+@dataclass(frozen=True)
+class NotChecked:
+    """A check that was not made, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What `validate` found.
+
+    Attributes
+    ----------
+    valid
+        No issue is an error; warnings and notes are allowed.
+    issues
+        Errors first, then warnings, then notes.
+    facts
+        Plain numbers and text about the file; empty when it could not be opened.
+    not_checked
+        What was left out, with the reason.
+    """
+
+    valid: bool
+    issues: tuple[Issue, ...]
+    facts: dict[str, Any]
+    not_checked: tuple[NotChecked, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as `{"valid", "issues", "facts", "not_checked"}` of plain values."""
+        return {
+            "valid": self.valid,
+            "issues": [issue.to_json() for issue in self.issues],
+            "facts": self.facts,
+            "not_checked": [asdict(entry) for entry in self.not_checked],
+        }
+
+
+def validate(
+    source: str | os.PathLike[str] | AnnDataLike,
+    *,
+    edition: str | Edition,
+    genes: ListSource | None = None,
+    perts: ListSource | None = None,
+    contexts: Sequence[str] | None = None,
+    pert_col: str | None = None,
+    control: str | None = None,
+    context_col: str | None = None,
+    matrix: MatrixKind | None = None,
+    tmp: str | os.PathLike[str] | None = None,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """Every problem of an entry or dataset under the rules of an edition. The input is never changed.
+
+    Parameters
+    ----------
+    source
+        An `.h5ad`, a `.vcc`, or an AnnData in memory.
+    genes
+        The official gene list: a CSV (first column), or symbols in order.
+    perts
+        The official perturbation list: a CSV with the edition's perturbation column (optional `context`, `n_cells`),
+        or names.
+    contexts
+        The contexts the entry must hold. Default: those of the `manifest.json` beside the lists, else the edition's.
+    pert_col, control, context_col
+        Names to use instead of the edition's.
+    matrix
+        The scale of X where the file does not declare it.
+    tmp
+        Folder of the temporary file a `.vcc` is unpacked to.
+    block_bytes
+        Size of the row blocks; memory stays within a small multiple of it, plus vectors per row and per group.
+    progress
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    ValidationReport
+        Problems of the file and of the lists are its issues, never exceptions.
+
+    Raises
+    ------
+    UsageError
+        An unknown edition, or a `matrix` that the edition does not take.
+    OutputError
+        `tmp` is no folder.
+    """
+    chosen = load_edition(edition) if isinstance(edition, str) else edition
+    if chosen.file.matrix in ("counts", "log1p") and matrix not in (None, chosen.file.matrix):
+        raise UsageError(f"edition {chosen.id} takes {chosen.file.matrix}; --matrix {matrix} contradicts it.")
+    run = _Run(chosen, genes, perts, contexts, pert_col, control, context_col, matrix)
+    run.read_lists()
+    with ExitStack() as stack:
+        opened = run.opened(stack, source, tmp)
+        if opened is None:
+            run.skip("genes, labels, panel and values", "the file could not be opened")
+        else:
+            run.check(opened, block_bytes, progress)
+    issues = tuple(sort_issues(run.issues))
+    return ValidationReport(not has_errors(issues), issues, run.facts, tuple(run.not_checked))
+
+
+class _Run:
+    """The issues, facts and gaps that one call gathers, step by step."""
+
+    def __init__(
+        self,
+        edition: Edition,
+        genes: ListSource | None,
+        perts: ListSource | None,
+        contexts: Sequence[str] | None,
+        pert_col: str | None,
+        control: str | None,
+        context_col: str | None,
+        matrix: MatrixKind | None,
+    ):
+        self.edition, self.genes, self.perts = edition, genes, perts
+        self.matrix: MatrixKind | None = matrix
+        self.pert_col = pert_col or edition.file.perturbation_column
+        self.control = control or edition.file.control_label
+        self.context_col = context_col or edition.file.context_column
+        self.contexts = None if contexts is None else tuple(contexts)
+        self.context_demanded = bool(self.context_col) and (
+            edition.file.context_required or contexts is not None or context_col is not None
+        )
+        self.issues: list[Issue] = []
+        self.facts: dict[str, Any] = {}
+        self.not_checked: list[NotChecked] = []
+        self.gene_list = self.perturbation_list = None
+        self.path: Path | None = None
+
+    def skip(self, what: str, why: str) -> None:
+        self.not_checked.append(NotChecked(what, why))
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Problems that would stop a reader become issues of the report."""
+        try:
+            yield
+        except InvalidFile as error:
+            self.issues += error.issues
+
+    def read_lists(self) -> None:
+        """Read the gene list, the perturbation list and, where contexts are required, the manifest."""
+        if self.genes is not None:
+            with self.gathering():
+                self.gene_list = read_gene_list(self.genes)
+        if self.gene_list is None:
+            self.skip("genes against the official list", _why_no_list(self.genes, "--genes"))
+        if self.perts is not None:
+            columns = tuple(
+                dict.fromkeys((self.edition.file.perturbation_column, "target_gene", "perturbation"))
+            )
+            with self.gathering():
+                self.perturbation_list = read_perturbation_list(
+                    self.perts, columns=columns, control=self.edition.file.control_label
+                )
+        if self.perturbation_list is None:
+            self.skip(
+                "perturbations and cells against the official list", _why_no_list(self.perts, "--perts")
+            )
+        if self.contexts is None and self.edition.file.context_required:
+            manifest: Manifest | None = None
+            with self.gathering():
+                manifest = find_manifest((self.genes, self.perts))
+            self.contexts = manifest.contexts if manifest else self.edition.panel.contexts
+
+    def opened(
+        self,
+        stack: ExitStack,
+        source: str | os.PathLike[str] | AnnDataLike,
+        tmp: str | os.PathLike[str] | None,
+    ) -> Source | None:
+        """The opened source, or None with the issues that explain why."""
+        if not isinstance(source, (str, os.PathLike)):
+            return stack.enter_context(MemorySource(source))
+        self.path = Path(source)
+        first_new = len(self.issues)
+        entry: Entry | None = None
+        with self.gathering():
+            entry = stack.enter_context(open_entry(self.path, tmp=tmp))
+            self.issues += container_issues(entry, self.edition.file.containers, self.path, self.edition.id)
+            self.facts |= {"source": str(self.path), "container": entry.container}
+            if entry.meta:
+                self.facts["meta"] = entry.meta
+            return stack.enter_context(H5ad(entry.h5ad))
+        if entry is not None:
+            self.issues[first_new:] = [_renamed(i, entry.h5ad, self.path) for i in self.issues[first_new:]]
+        return None
+
+    def check(self, source: Source, block_bytes: int, progress: Progress | None) -> None:
+        """All checks of an opened source: header first, then one pass over the values."""
+        case = self.case(source)
+        self.facts |= header_facts(case)
+        for family in (row_issues, gene_issues, label_issues, panel_issues, kind_issues):
+            self.issues += family(case)
+        self.note_gaps(case)
+        if not source.n_obs or not source.n_vars:
+            self.skip("values", "X is empty")
+            return
+        first_new = len(self.issues)
+        scan = None
+        with self.gathering():
+            cap = self.edition.panel.max_log1p
+            scan = scan_values(source, cap=cap, block_bytes=block_bytes, progress=progress)
+        if scan is None:
+            self.issues[first_new:] = [_renamed(i, source.path, self.path) for i in self.issues[first_new:]]
+            self.skip("values", "X could not be read to its end")
+            return
+        claim, detected = claimed_kind(case), detected_kind(scan)
+        verdict = detected if claim.kind is None and self.edition.file.matrix == "detect" else claim
+        self.issues += value_issues(case, scan, verdict.kind)
+        self.issues += scale_issues(case, scan, verdict)
+        if verdict.kind is None:
+            self.skip("the scale of the values", "the matrix kind is not declared")
+        self.facts |= value_facts(case, scan, verdict, detected)
+
+    def case(self, source: Source) -> Case:
+        """The source with everything the header checks need."""
+        shown = source.name if self.path is None else self.path.name
+        file = shown if self.path is None else str(self.path)
+        return Case(
+            source=source,
+            edition=self.edition,
+            names=Names(
+                shown,
+                shlex.quote(file),
+                _argument(self.genes, "GENES.csv"),
+                _argument(self.perts, "PERTS.csv"),
+            ),
+            pert_col=self.pert_col,
+            control=self.control,
+            context_col=self.context_col,
+            context_demanded=self.context_demanded,
+            meta=self.record(source, shown, file),
+            matrix_option=self.matrix,
+            gene_list=self.gene_list,
+            perturbation_list=self.perturbation_list,
+            required_contexts=self.contexts,
+            perturbations=self.column(source, self.pert_col, "labels, control and perturbations"),
+            contexts=None if self.context_col is None else self.column(source, self.context_col, "contexts"),
+        )
+
+    def record(self, source: Source, shown: str, file: str) -> StandardMeta | None:
+        """The record `uns/vcbench`; a broken one is an issue."""
+        try:
+            return read_meta(source)
+        except UsageError as error:
+            found = str(error).split(": ", 1)[-1]
+            where, quoted = f"{shown}:/uns/vcbench", shlex.quote(file)
+            self.issues.append(
+                make_issue(
+                    "E014", where=where, found=found, expected="a record of schema version 1", file=quoted
+                )
+            )
+            return None
+
+    def column(self, source: Source, name: str, what: str) -> Labels | None:
+        """A label column; None when it is absent, or unreadable (an issue)."""
+        if name not in source.obs_columns:
+            self.skip(what, f"obs has no column {name!r}")
+            return None
+        first_new = len(self.issues)
+        with self.gathering():
+            return source.labels(name)
+        self.issues[first_new:] = [_renamed(i, source.path, self.path) for i in self.issues[first_new:]]
+        self.skip(what, f"the column {name!r} cannot be read")
+        return None
+
+    def note_gaps(self, case: Case) -> None:
+        """What this case leaves out by its nature."""
+        if case.contexts is not None and case.required_contexts is None:
+            self.skip("which contexts are required", "no --contexts given")
+        if case.rows == "mean" and self.edition.panel.control == "required":
+            self.skip("control cells", "mean profiles get them when they are packed")
+        if case.meta is not None and self.edition.file.matrix == "declared":
+            self.skip("target_sum and genes against the truth", "`vcbench score` compares the two files")
+        self.skip("predicted cells that copy real control cells", "only one file is read")
+
+
+def _why_no_list(given: ListSource | None, option: str) -> str:
+    return f"no {option} given" if given is None else "the list cannot be used"
+
+
+def _argument(source: ListSource | None, fallback: str) -> str:
+    return shlex.quote(str(source)) if isinstance(source, (str, Path)) else fallback
+
+
+def _renamed(issue: Issue, temporary: Path, path: Path | None) -> Issue:
+    """An issue that names the user's file where a reader named the temporary one."""
+    if path is None or temporary == path:
+        return issue
+    where = issue.where.replace(str(temporary), str(path)).replace(temporary.name, path.name)
+    fix = issue.fix.replace(shlex.quote(str(temporary)), shlex.quote(str(path)))
+    return replace(issue, where=where, fix=fix)
