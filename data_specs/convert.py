@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from .atomic import check_output
 from .errors import InvalidFile, SpecError
+from .gene_names import repeated_names, unique_genes
 from .h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
 from .h5ad_write import write_h5ad_stream
 from .issues import Issue, first_of, has_errors, make_issue, sort_issues
@@ -131,7 +131,7 @@ def convert(
         issues = _column_issues(file, spec)
         if issues:
             raise InvalidFile(issues)
-        genes, gene_columns, issues = _genes(file, spec)
+        genes, gene_columns, issues = unique_genes(file, spec.genes)
         cells = _cells(file, spec)
         digest = file_sha256(file.path)
         issues += _cell_issues(file, spec, cells) + _source_issues(file, spec, digest)
@@ -186,37 +186,6 @@ def _column_issues(file: H5ad, spec: DatasetSpec) -> list[Issue]:
     ]
 
 
-def _genes(file: H5ad, spec: DatasetSpec) -> tuple[list[str], dict[str, Any], list[Issue]]:
-    """Unique gene names, the var columns to write, and what is wrong with them."""
-    rules = spec.genes
-    symbols = file.genes if rules.symbol_column is None else file.values(rules.symbol_column, axis="var")
-    symbols = [str(symbol) for symbol in symbols]
-    columns: dict[str, Any] = {}
-    ids: list[str] | None = None
-    if rules.gene_id_column is not None:
-        ids = [re.sub(r"\.\d+$", "", str(x)) for x in file.values(rules.gene_id_column, axis="var")]
-        columns = {"gene_id": ids, "gene_symbol": symbols}
-    repeated = _repeated(symbols)
-    names = (
-        symbols
-        if ids is None
-        else [f"{s}_{i}" if s in repeated else s for s, i in zip(symbols, ids, strict=True)]
-    )
-    still = _repeated(names)
-    if not still:
-        return names, columns, []
-    return (
-        names,
-        columns,
-        [_issue("E611", file, "var", found=first_of(sorted(still)), expected="each gene name once")],
-    )
-
-
-def _repeated(names: list[str]) -> set[str]:
-    seen: set[str] = set()
-    return {name for name in names if name in seen or seen.add(name)}
-
-
 def _cells(file: H5ad, spec: DatasetSpec) -> _Cells:
     recipe = recipe_of(spec)
     source = file.labels(spec.labels.column)
@@ -241,7 +210,7 @@ def _is(labels: Labels, name: str) -> np.ndarray:
 def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
     issues = []
     names = file.obs_names.tolist()
-    repeated = _repeated(names)
+    repeated = repeated_names(names)
     if repeated:
         issues.append(
             _issue("E612", file, "obs", found=first_of(sorted(repeated)), expected="each cell name once")
@@ -259,6 +228,11 @@ def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
             )
         )
         return issues
+    recipe = recipe_of(spec)
+    reserved = [str(name) for name in cells.source.categories if recipe.reserved(str(name))]
+    if reserved:
+        expected = "the label among labels.control, labels.fillers or labels.unassigned"
+        issues.append(_issue("E638", file, f"obs/{column}", found=first_of(reserved), expected=expected))
     if n_dropped:
         issues.append(
             _issue(

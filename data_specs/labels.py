@@ -143,6 +143,23 @@ class LabelRecipe:
             targets.append(self.aliases.get(name, name) if self.separator else escape(name))
         return join_targets(targets)
 
+    def reserved(self, source: str) -> bool:
+        """True when a label uses the word `control` or `unassigned` as a target, undeclared in this recipe.
+
+        Examples
+        --------
+        >>> LabelRecipe(control=("NT",), fillers=()).reserved("control")
+        True
+        """
+        text = source.strip()
+        if text in self.unassigned or self._is_control(text):
+            return False
+        parts = [text] if not self.separator else [part.strip() for part in text.split(self.separator)]
+        undeclared = (
+            p for p in parts if not (p in self.unassigned or p in self.fillers or self._is_control(p))
+        )
+        return any(part in (CONTROL, UNASSIGNED) for part in undeclared)
+
     def label_map(self, sources: Iterable[str | None]) -> dict[str, str]:
         """Source label to canonical label, for every distinct source."""
         return {str(s): self.canonical(s) for s in dict.fromkeys(sources)}
