@@ -97,6 +97,10 @@ def train(
     help="CSV context,perturbation of the rows to predict; default: the split's test rows.",
 )
 @click.option(
+    "--cells", type=click.IntRange(min=1), help="Write this many cells per row instead of its mean profile."
+)
+@seed_option
+@click.option(
     "--all", "everything", is_flag=True, help="Every row of the split (of training without a split)."
 )
 @force_option
@@ -108,12 +112,17 @@ def predict(
     controls: Path | None,
     perturbations: Path | None,
     everything: bool,
+    cells: int | None,
+    seed: int,
     force: bool,
     quiet: bool,
     output_format: str,
     out: str,
 ) -> None:
-    """Predict with the run folder RUN: one absolute mean profile per (context, perturbation)."""
+    """Predict with the run folder RUN: one absolute mean profile per (context, perturbation), or cells.
+
+    Cells are drawn from the control cells of --controls, by default those of the training file.
+    """
     from ..data_specs.atomic import check_output
     from .predict import choose_keys, write_prediction
     from .predict import predict as run_prediction
@@ -126,14 +135,22 @@ def predict(
         loaded, perturbations=perturbations, everything=everything, contexts=sorted(loaded.control_means)
     )
     result = run_prediction(loaded, keys, controls=controls)
-    write_prediction(out, result, loaded, inputs=inputs, force=force)
     summary = {"out": out, "model": loaded.name, **result.to_json()}
+    if cells is None:
+        write_prediction(out, result, loaded, inputs=inputs, force=force)
+    else:
+        from .emit import training_file, write_cells
+
+        source = controls or training_file(loaded)
+        reports = write_cells(out, result, loaded, controls=source, n_cells=cells, seed=seed, force=force)
+        summary["emission"] = [report.to_json() for report in reports]
     if output_format == "json":
         echo_json(summary)
         return
     click.echo(
         f"{out}: {summary['n_predicted']} predicted, {summary['n_fallback']} fallback, "
         f"{summary['n_refused']} refused of {summary['n_rows']} rows, {summary['n_genes']:,} genes"
+        + (f", {cells:,} cells each" if cells else "")
     )
     rows = [
         [kind, item["context"], item["perturbation"], item["reason"]]

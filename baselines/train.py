@@ -109,7 +109,7 @@ def train(
         name=name,
         seed=seed,
         settings=config_dict(model.config),
-        data_file={"file": loaded.path.name, "sha256": loaded.sha256},
+        data_file={"file": str(loaded.path.resolve()), "sha256": loaded.sha256},
         features=None if source is None else source.record(),
         metrics=(metrics,),
         card=_card(model, loaded, metrics, diagnosis, shown, notes),
