@@ -43,6 +43,7 @@ from .standard import (
 )
 
 DEPTH, TOTAL_COUNTS = "depth", "total_counts"
+WRITTEN = (PERTURBATION, CONTEXT, IS_CONTROL, N_TARGETS, LABEL_SOURCE, TOTAL_COUNTS, DEPTH)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def convert(
     InvalidFile
         The file contradicts the spec; all problems at once (codes E611 to E620, E626, E629 to E631, E635).
     SpecError
-        The spec asks for a matrix other than X.
+        The spec asks for a matrix other than X, or keeps a column under a name of the standard.
     OutputError
         `out` cannot be written, exists without `force`, or is `src`.
     """
@@ -126,6 +127,11 @@ def convert(
     if spec.matrix.location != "X":
         raise SpecError(
             f"{spec.id}: matrix.location is {spec.matrix.location!r}; only X is read. Move the layer to X first."
+        )
+    taken = sorted(set(spec.keep_obs.values()) & set(WRITTEN))
+    if taken:
+        raise SpecError(
+            f"{spec.id}: keep_obs may not write {taken[0]!r}, a column of the standard; choose another name."
         )
     with H5ad(src) as file:
         issues = _column_issues(file, spec)

@@ -1,5 +1,6 @@
 """Conversion: the real subset to the published numbers, and what every rule of a spec does to a small file."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from builders import GENES, standard_h5ad
 from vcbench.data_specs import H5ad, load_dataset
 from vcbench.data_specs.convert import convert, file_sha256
 from vcbench.data_specs.errors import InvalidFile, OutputError, SpecError
+from vcbench.data_specs.h5ad_write import CsrWriter
 from vcbench.data_specs.schema_check import check_standard
 from vcbench.data_specs.spec_models import DatasetSpec
 from vcbench.data_specs.specs import parse_spec
@@ -217,3 +219,26 @@ def test_a_layer_is_refused_rather_than_guessed(tmp_path):
     src = standard_h5ad(tmp_path / "a.h5ad", genes=GENES)
     with pytest.raises(SpecError, match="layers/counts"):
         convert(src, spec(matrix={"kind": "counts", "location": "layers/counts"}), out=tmp_path / "out.h5ad")
+
+
+def test_kept_columns_cannot_replace_standard_ones(tmp_path):
+    src = published(tmp_path / "a.h5ad", ["NT", "A"], np.ones((2, 4)), obs={"line": ["x", "y"]})
+    with pytest.raises(SpecError, match="'context'"):
+        convert(src, spec(keep_obs={"line": "context"}), out=tmp_path / "out.h5ad")
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, after):
+    src = published(tmp_path / "a.h5ad", ["NT", "A", "B", "B", "A"], np.ones((5, 4)))
+    append, calls = CsrWriter.append, []
+
+    def failing(self, block):
+        calls.append(block)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, block)
+
+    monkeypatch.setattr(CsrWriter, "append", failing)
+    with pytest.raises(OutputError, match="disk is full"):
+        convert(src, spec(), out=tmp_path / "out.h5ad", block_bytes=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
