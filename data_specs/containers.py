@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import socket
 import tarfile
 import tempfile
@@ -41,7 +42,7 @@ Container = Literal["h5ad", "vcc2025", "vcc2026"]
 WATERMARK, META = "watermark.txt", "meta.json"
 WATERMARK_BYTES = b"vcc-prep"
 MAX_META_BYTES = 64 * 1024
-TEMP_PREFIX = ".vcbench-unpack-"
+TEMP_PREFIX = ".vcbench-tmp-"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TAR_RECORD = 20 * BLOCK
 _live: set[Path] = set()
@@ -92,14 +93,31 @@ def open_entry(path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | No
     layout = _layout(file)
     folder = temporary_folder(file, tmp)
     remove_leftovers(folder)
-    target = folder / f"{TEMP_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.h5ad"
-    _live.add(target)
-    try:
+    with temporary_path(folder, ".h5ad") as target:
         _unpack(file, layout.payload, target)
         yield Entry(target, layout.container, layout.meta, layout.notes)
+
+
+@contextmanager
+def temporary_path(folder: Path, suffix: str) -> Iterator[Path]:
+    """A free path in `folder` whose name says who uses it; a file or folder made there is removed at the end.
+
+    Should this process be killed, `remove_leftovers` of a later one finds it.
+    """
+    target = folder.absolute() / f"{TEMP_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
+    _live.add(target)
+    try:
+        yield target
     finally:
-        target.unlink(missing_ok=True)
+        _remove(target)
         _live.discard(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_container(path: str | os.PathLike[str]) -> bool:
@@ -147,12 +165,12 @@ def temporary_folder(path: Path, tmp: str | os.PathLike[str] | None) -> Path:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete temporary files that dead processes of this machine left in `folder`; returns their paths."""
+    """Delete temporary files and folders that dead processes of this machine left in `folder`; returns their paths."""
     removed = []
-    for file in folder.glob(f"{TEMP_PREFIX}{_host()}-*.h5ad"):
+    for file in folder.glob(f"{TEMP_PREFIX}{_host()}-*"):
         pid = file.name[len(TEMP_PREFIX) + len(_host()) + 1 :].split("-")[0]
-        if pid.isdigit() and file.absolute() not in {p.absolute() for p in _live} and not _alive(int(pid)):
-            file.unlink(missing_ok=True)
+        if pid.isdigit() and file.absolute() not in _live and not _alive(int(pid)):
+            _remove(file)
             removed.append(file)
     return removed
 

@@ -1,0 +1,23 @@
+"""Predictions to valid submission files, and back."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "ControlPool": "control_pool",
+    "EmissionReport": "emission",
+    "EmittedGroup": "emission",
+    "Inspection": "inspect_file",
+    "PackResult": "pack",
+    "emit_cells": "emission",
+    "inspect_file": "inspect_file",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -32,7 +32,7 @@ class ControlPool:
         No cell has a count; counts that are not whole; a target sum that is not positive.
     """
 
-    counts: sp.csr_array
+    counts: Any
     target_sum: float
     kind: Literal["counts", "log1p"] = "counts"
 
@@ -68,7 +68,7 @@ class ControlPool:
     @cached_property
     def totals(self) -> np.ndarray:
         """Total of each cell, float64, shape (n_cells,). Of log1p values: the total of expm1."""
-        return row_totals(self.counts if self.kind == "counts" else self.counts.expm1())
+        return row_totals(self.counts if self.kind == "counts" else np.expm1(self.counts))
 
     @cached_property
     def median_total(self) -> float:

@@ -1,7 +1,7 @@
 """Emission: cells whose group mean is a predicted profile, made from real control cells.
 
-A profile is E[ln(1 + scaled x)] per gene. Cells of one (context, perturbation) come from a random stream seeded by the root
-seed and the two names, so order, chunking and the other groups never change them, and every group has its own draws.
+A profile is E[ln(1 + scaled x)] per gene. Cells of one (context, perturbation) come from a random stream seeded by
+the root seed and the two names, so order, chunking and other groups never change them; every group has its own draws.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class EmissionReport:
     `max_rel_error_expressed` over genes above one count per cell (None when there is none). Library sizes and detected
     genes are medians over cells; those of log1p output are None. `share_by_counts_rule` is the part of
     the total that went to genes which scaling cannot reach: silent in every control (`n_silent`) or beyond the largest
-    factor (`n_capped`). `implied_total` is the profile's own total over its target sum; away from 1 no cells reproduce it.
+    factor (`n_capped`). `implied_total` is the profile's own total over its target sum: away from 1 no cells
+    reproduce it.
     """
 
     context: str
@@ -157,7 +158,9 @@ class GroupEmission:
         target_sum = pool.target_sum if pool is not None else target_sum
         if target_sum is None:
             raise UsageError(f"{who}: emission without control cells needs a target sum.")
-        self.n_cells, self.mode, self.space = n_cells, mode, space
+        self.n_cells = n_cells
+        self.mode: Mode = mode
+        self.space: Space = space
         self._names, self._pool, self._target_sum = (context, perturbation), pool, target_sum
         self._n_negative = int((wanted < 0).sum())
         self._profile = np.maximum(wanted, 0.0)

@@ -38,7 +38,8 @@ class Solution:
 class Rule(Protocol):
     """Draws blocks of cells. `draws` are pool rows, one per cell of the block."""
 
-    solution: Solution | None
+    @property
+    def solution(self) -> Solution | None: ...
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
@@ -96,7 +97,7 @@ def solve_scale(profile: np.ndarray, pool: ControlPool, *, rounded: bool) -> Sol
     capped = np.zeros(len(profile), dtype=bool)
     factor = np.where(wanted, _first_factor(profile, pool.log_mean), 0.0)
     means, slopes = np.zeros(len(profile)), np.zeros(len(profile))
-    rounds, implied = 0, 1.0
+    rounds, implied, fill = 0, 1.0, np.ones(pool.n_cells)
     while True:
         share = np.where(by_share | capped, counts_shares(profile, pool.count_table), 0.0)
         rest = max(0.0, 1.0 - share.sum())

@@ -1,0 +1,219 @@
+"""Commands of the submission part: pack, unpack, inspect. They parse, call one function and print."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..data_specs.cli_support import (
+    dry_run_option,
+    echo_issues,
+    echo_json,
+    echo_table,
+    edition_option,
+    force_option,
+    format_option,
+    note,
+    out_option,
+    quiet_option,
+    seed_option,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from .inspect_file import Inspection
+    from .pack import PackResult
+
+_MODES = ("tile", "shift", "scale", "counts", "thin")
+
+
+@click.command(
+    epilog="Example: vcbench pack RUN --edition vcc2025 --genes gene_names.csv --perts pert_counts.csv "
+    "--controls train.h5ad -o entry.vcc"
+)
+@click.argument("pred", type=click.Path())
+@edition_option()
+@click.option("--genes", type=click.Path(), help="Official gene list (CSV); genes are put in its order.")
+@click.option(
+    "--perts", type=click.Path(), help="Official perturbation list (CSV), with n_cells where given."
+)
+@click.option(
+    "--controls", type=click.Path(), help="File with control cells, for the entry and for emission."
+)
+@click.option("--contexts", help="Use only these contexts, separated by commas.")
+@click.option(
+    "--cells", "n_cells", type=click.IntRange(min=1), help="Cells per perturbation, for mean effects."
+)
+@click.option(
+    "--mode", type=click.Choice(_MODES), help="How mean effects become cells; default: the edition's."
+)
+@click.option(
+    "--effect-scale",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Multiply the predicted change by this.",
+)
+@click.option("--pert-col", help="Perturbation column of PRED.")
+@click.option("--control", help="Control label of PRED.")
+@click.option(
+    "--matrix", type=click.Choice(["counts", "log1p"]), help="What X of PRED holds, if it does not say so."
+)
+@click.option(
+    "--target-sum", type=float, help="Total that log1p values of PRED were scaled to, if it does not say so."
+)
+@out_option(help="The entry: .vcc or .h5ad.")
+@seed_option
+@threads_option
+@force_option
+@dry_run_option
+@quiet_option
+@format_option
+def pack(
+    pred: str,
+    edition: str,
+    contexts: str | None,
+    output_format: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Turn predictions (cells, mean effects or a run folder) into a valid entry."""
+    from .pack import pack as run_pack
+
+    progress = None if quiet or not sys.stderr.isatty() else _show_progress
+    result = run_pack(
+        pred,
+        edition,
+        contexts=[c.strip() for c in contexts.split(",")] if contexts else None,
+        progress=progress,
+        **options,
+    )
+    for line in result.record.get("notes", []):
+        note(line, quiet=quiet)
+    if result.record.get("mode_reason"):
+        note(result.record["mode_reason"], quiet=quiet)
+    if result.record.get("amplified"):
+        note("effect scale outside 0.25 to 4: recorded as amplified", quiet=quiet)
+    if output_format == "json":
+        echo_json(
+            {
+                "entry": None if result.entry is None else str(result.entry),
+                "manifest": None if result.manifest is None else str(result.manifest),
+                "record": result.record,
+                "issues": [issue.to_json() for issue in result.warnings],
+                "next": result.next_command,
+            }
+        )
+        return
+    echo_issues(result.warnings, err=True)
+    _print_pack(result)
+
+
+def _show_progress(done: int, total: int) -> None:
+    click.echo(f"\remitted {done:,} of {total:,} perturbations", nl=done == total, err=True)
+
+
+def _print_pack(result: PackResult) -> None:
+    planned = result.record["planned"]
+    shape = f"{planned['n_rows']:,} rows x {planned['n_genes']:,} genes"
+    if result.entry is None:
+        click.echo(
+            f"dry run: {shape}, about {planned['estimated_bytes'] / 2**20:,.1f} MiB before compression"
+        )
+    else:
+        size = result.record["entry"]["bytes"]
+        click.echo(f"{result.entry}: {shape}, {size / 2**20:,.1f} MiB, valid for {result.record['edition']}")
+        worst = max((r["max_abs_error"] for r in result.record["emission"]), default=None)
+        if worst is not None:
+            click.echo(
+                f"emitted {len(result.record['emission']):,} groups; largest error of a group mean {worst:.3g}"
+            )
+    click.echo(f"next: {result.next_command}")
+
+
+@click.command(epilog="Example: vcbench unpack entry.vcc -o prediction.h5ad")
+@click.argument("entry", type=click.Path())
+@out_option(help="The h5ad to write.")
+@force_option
+@quiet_option
+@format_option
+def unpack(entry: str, out: str, force: bool, quiet: bool, output_format: str) -> None:
+    """Turn a submission file back into the h5ad it holds."""
+    from .unpack import unpack as run_unpack
+
+    result = run_unpack(entry, out=out, force=force)
+    if output_format == "json":
+        echo_json(
+            {
+                "h5ad": str(result.h5ad),
+                "container": result.container,
+                "n_obs": result.n_obs,
+                "n_vars": result.n_vars,
+                "issues": [issue.to_json() for issue in result.notes],
+            }
+        )
+        return
+    if not quiet:
+        echo_issues(result.notes, err=True)
+    click.echo(
+        f"{result.h5ad}: {result.n_obs:,} rows x {result.n_vars:,} genes, from a {result.container} container"
+    )
+    click.echo(f"next: vcbench inspect {result.h5ad}")
+
+
+@click.command(name="inspect", epilog="Example: vcbench inspect entry.vcc --format json")
+@click.argument("file", type=click.Path())
+@click.option("--tmp", type=click.Path(), help="Folder to unpack a .vcc in; default: beside it.")
+@format_option
+def inspect(file: str, tmp: str | None, output_format: str) -> None:
+    """Show what is in an h5ad or a submission file."""
+    from .inspect_file import inspect_file
+
+    result = inspect_file(file, tmp=tmp)
+    if output_format == "json":
+        echo_json(result.to_json())
+        return
+    echo_issues(result.notes, err=True)
+    _print_inspection(result)
+
+
+def _print_inspection(found: Inspection) -> None:
+    matrix = found.declared.get("matrix") or {}
+    declared = f"{matrix.get('kind')}, target sum {matrix.get('target_sum')}" if matrix else "nothing"
+    rows: list[tuple[str, str]] = [
+        ("container", f"{found.container}, {found.file_bytes / 2**20:,.1f} MiB"),
+        (
+            "rows x genes",
+            f"{found.n_obs:,} x {found.n_vars:,} ({found.declared.get('rows', 'rows not declared')})",
+        ),
+        ("X", f"{found.storage} {found.dtype}, {found.stored:,} stored, density {found.density:.3f}"),
+        ("values", f"{found.values}, largest {_number(found.maximum)}"),
+        ("declared", declared),
+        ("row totals", _spread(found.row_totals)),
+        ("genes detected", _spread(found.detected)),
+        ("labels", f"{found.label_column}: {len(found.labels):,}" if found.label_column else "no column"),
+        ("control rows", ", ".join(f"{name}: {n:,}" for name, n in found.controls.items()) or "none"),
+        ("contexts", ", ".join(f"{name}: {n:,}" for name, n in found.contexts.items()) or "no column"),
+        ("in memory", f"{found.memory['csr_float32'] / 2**20:,.1f} MiB sparse"),
+    ]
+    bad = {"NaN": found.n_nan, "infinite": found.n_infinite, "negative": found.n_negative}
+    if any(bad.values()):
+        rows.append(("problems", ", ".join(f"{n:,} {name}" for name, n in bad.items() if n)))
+    if found.n_unlabelled:
+        rows.append(("unlabelled", f"{found.n_unlabelled:,} rows"))
+    echo_table(["what", "found"], rows, title=found.path)
+    if found.labels:
+        largest = sorted(found.labels.items(), key=lambda item: (-item[1], item[0]))[:10]
+        echo_table([found.label_column or "label", "rows"], [(name, f"{n:,}") for name, n in largest])
+
+
+def _spread(spread: Any) -> str:
+    if spread is None:
+        return "none"
+    return f"{_number(spread.minimum)} to {_number(spread.maximum)}, median {_number(spread.median)}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.6g}"
