@@ -15,7 +15,7 @@ from ..metrics.base import Null
 from ..score_options import ScoreOptions
 from .de import DeTable
 from .pairing import Key, Pair
-from .row import FLOAT32_RTOL
+from .row import is_same
 from .space import cells_of_genes, sorted_moments
 
 if TYPE_CHECKING:
@@ -84,11 +84,10 @@ def gears_rows(
     for key, sets, held in zip(predicted, tops, cells, strict=True):
         control = bulks.truth.mean[bulks.truth_keys[key[0], CONTROL]]
         profile = bulks.pred.mean[bulks.pred_keys[key]]
-        same = np.abs(profile - control) <= FLOAT32_RTOL * np.abs(control)
         ends = np.cumsum([len(genes) for genes in sets.values()])
         table = de[key]
         yield GearsRow(
-            p=np.where(same, control, profile),
+            p=np.where(is_same(profile, control), control, profile),
             t=bulks.truth.mean[bulks.truth_keys[key]],
             c=control,
             ranking=None if table is None else table.order,

@@ -12,22 +12,26 @@ import numpy as np
 from ..metrics.base import Null
 from .de import DeTable, rank_by_magnitude
 
-# One unit in the last place of float32: smaller differences are storage, not prediction.
-FLOAT32_RTOL = 2.0**-23
+# One unit in the last place of float32, and rounding of sums around zero: smaller differences are storage.
+_FLOAT32_RTOL, _ROUNDING_ATOL = 2.0**-23, 1e-12
 NO_DE = Null("fewer than 2 cells or controls: no DE")
 NO_PRED_DE = Null("fewer than 2 predicted cells: no predicted DE")
 NO_CELLS = Null("prediction has no cells")
 
 
-def change(mean: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """`mean - reference`, with differences below float32 resolution set to exactly 0.
+def is_same(mean: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Where two profiles agree to float32 resolution, bool.
 
     A profile that repeats the control mean is stored as float32; its rounding must read as no change, not as a
     direction for every gene.
     """
-    difference = mean - reference
-    limit = FLOAT32_RTOL * np.maximum(np.abs(mean), np.abs(reference))
-    return np.where(np.abs(difference) <= limit, 0.0, difference)
+    limit = _FLOAT32_RTOL * np.maximum(np.abs(mean), np.abs(reference)) + _ROUNDING_ATOL
+    return np.abs(mean - reference) <= limit
+
+
+def change(mean: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """`mean - reference`, exactly 0 where `is_same`."""
+    return np.where(is_same(mean, reference), 0.0, mean - reference)
 
 
 @dataclass(frozen=True)
