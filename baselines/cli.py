@@ -161,3 +161,15 @@ def predict(
         echo_table(["status", "context", "perturbation", "reason"], rows)
     for text in result.notes:
         note(text, quiet=quiet)
+
+
+@click.command(epilog="Example: vcbench perfect data.h5ad --split split.csv -o perfect.h5ad")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--split", required=True, type=click.Path(path_type=Path), help="Split CSV with test rows.")
+@force_option
+@out_option(help="The mean-effects h5ad to write.")
+def perfect(data: Path, split: Path, force: bool, out: str) -> None:
+    """Write the measured means of the test rows of DATA: the upper bound of a leaderboard, never a model."""
+    from .suite import write_perfect
+
+    click.echo(f"{out}: {write_perfect(data, split, out, force=force)} measured rows")

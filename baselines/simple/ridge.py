@@ -109,6 +109,7 @@ class _RidgeBase(FeaturedModel[RidgeT]):
             raise ModelError(
                 "all training features are zero after z-scoring; there is nothing to regress on."
             )
+        centers = self.table.effects[self.fitted_rows] - self.centered
         scores = [[] for _ in grid]
         for fold in range(min(N_FOLDS, len(names))):
             held, kept = folds == fold, folds != fold
@@ -119,7 +120,7 @@ class _RidgeBase(FeaturedModel[RidgeT]):
             across = kernel[np.ix_(held, kept)] @ vectors
             for i, ridge in enumerate(grid):
                 guess = offset + across @ (rotated / (values + ridge)[:, None])
-                scores[i] += list(_row_scores(guess, targets[held], self.config.cv_metric))
+                scores[i] += list(self._row_scores(guess, targets[held], centers[held]))
         means = np.array([np.mean(s) if len(s) else -np.inf for s in scores])
         best = int(np.flatnonzero(means == means.max())[-1])
         self.notes.append(
@@ -127,6 +128,17 @@ class _RidgeBase(FeaturedModel[RidgeT]):
             f"cross-validation on {self.config.cv_metric}."
         )
         return float(grid[best])
+
+    def _row_scores(self, guess: np.ndarray, truth: np.ndarray, centers: np.ndarray) -> np.ndarray:
+        """Score of each held-out row, higher is better; correlations are of effects, with `centers` added back."""
+        if self.config.cv_metric == "mse":
+            return -((guess - truth) ** 2).mean(axis=1)
+        if len(self.effect_basis):
+            guess, truth = guess @ self.effect_basis, truth @ self.effect_basis
+        g, t = guess + centers, truth + centers
+        g, t = g - g.mean(axis=1, keepdims=True), t - t.mean(axis=1, keepdims=True)
+        scale = np.linalg.norm(g, axis=1) * np.linalg.norm(t, axis=1)
+        return (g * t).sum(axis=1)[scale > 0] / scale[scale > 0]
 
     def _answer(self, context: str, perturbation: str, control: np.ndarray) -> Answer:
         found = self._features_of(perturbation)
@@ -228,13 +240,3 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Rows of length one; a zero row stays zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-
-
-def _row_scores(guess: np.ndarray, truth: np.ndarray, metric: str) -> np.ndarray:
-    """Score of each row, higher is better."""
-    if metric == "mse":
-        return -((guess - truth) ** 2).mean(axis=1)
-    g, t = guess - guess.mean(axis=1, keepdims=True), truth - truth.mean(axis=1, keepdims=True)
-    scale = np.linalg.norm(g, axis=1) * np.linalg.norm(t, axis=1)
-    valid = scale > 0
-    return (g * t).sum(axis=1)[valid] / scale[valid]
