@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from .atomic import atomic_file
 from .errors import ShapeError
 from .h5ad import Labels
+from .hdf5_output import GuardedFile, hdf5_output
 
 _TEXT = h5py.string_dtype("utf-8")
 _CHUNK = 2**18
@@ -25,8 +26,10 @@ _CHUNK = 2**18
 class CsrWriter:
     """Appends CSR row blocks to `/X` of an open file. Made by `write_h5ad_stream`."""
 
-    def __init__(self, file: h5py.File, n_vars: int, dtype: np.dtype, compression: str | None):
-        self._n_vars, self._dtype = n_vars, dtype
+    def __init__(
+        self, file: h5py.File, n_vars: int, dtype: np.dtype, compression: str | None, raw: GuardedFile
+    ):
+        self._n_vars, self._dtype, self._raw = n_vars, dtype, raw
         self._group = file.create_group("X")
         options: dict[str, Any] = {"maxshape": (None,), "chunks": (_CHUNK,), "track_times": False}
         if compression:
@@ -50,6 +53,7 @@ class CsrWriter:
         for dataset, values in ((self._data, rows.data), (self._indices, rows.indices)):
             dataset.resize((stop,))
             dataset[self.n_stored : stop] = values
+        self._raw.raise_error()
         self._row_ends.append(rows.indptr[1:].astype(np.int64) + self.n_stored)
         self.n_rows += rows.shape[0]
         self.n_stored = stop
@@ -94,9 +98,9 @@ def write_h5ad_stream(
     OutputError
         The disk is full or the folder cannot be written.
     """
-    with atomic_file(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    with atomic_file(path) as part, hdf5_output(part) as (file, raw):
         _root(file)
-        writer = CsrWriter(file, len(genes), np.dtype(dtype), compression)
+        writer = CsrWriter(file, len(genes), np.dtype(dtype), compression, raw)
         yield writer
         writer.finish()
         names = [str(i) for i in range(writer.n_rows)] if obs_names is None else obs_names
@@ -114,7 +118,7 @@ def write_h5ad_dense(
     uns: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a dense float32 matrix, shape (rows, genes), for example mean effects. Arguments as `write_h5ad_stream`."""
-    with atomic_file(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    with atomic_file(path) as part, hdf5_output(part) as (file, _):
         _root(file)
         data = file.create_dataset("X", data=np.asarray(x, dtype=np.float32), track_times=False)
         data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
