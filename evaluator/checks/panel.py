@@ -15,7 +15,7 @@ def panel_issues(case: Case) -> Iterator[Issue]:
     panel = case.edition.panel
     if panel.perturbation_list == "required" and case.perturbation_list is None:
         yield case.issue("E407", "/obs", found="no perturbation list", expected="--perts CSV")
-    if case.context_demanded and case.required_contexts is None:
+    if case.edition.file.context_required and case.required_contexts is None:
         yield case.issue(
             "E411", "/obs", found="no list of contexts", expected="--contexts A,B,C or a manifest.json"
         )
