@@ -27,7 +27,7 @@ from .checks.matrix_kind import claimed_kind, detected_kind, kind_issues
 from .checks.panel import panel_issues
 from .checks.rows import row_issues
 from .checks.scale import scale_issues
-from .checks.value_scan import Progress, scan_values
+from .checks.value_scan import Progress, ValueScan, scan_values
 from .checks.values import value_issues
 from .reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
 
@@ -182,12 +182,12 @@ class _Run:
         self.not_checked.append(NotChecked(what, why))
 
     @contextmanager
-    def gathering(self) -> Iterator[None]:
-        """Problems that would stop a reader become issues of the report."""
+    def gathering(self, read: Path | None = None) -> Iterator[None]:
+        """Problems that would stop a reader of the file `read` become issues that name the user's file."""
         try:
             yield
         except InvalidFile as error:
-            self.issues += error.issues
+            self.issues += [_renamed(issue, read, self.path) for issue in error.issues]
 
     def read_lists(self) -> None:
         """Read the gene list, the perturbation list and, where contexts are required, the manifest."""
@@ -224,7 +224,6 @@ class _Run:
         if not isinstance(source, (str, os.PathLike)):
             return stack.enter_context(MemorySource(source))
         self.path = Path(source)
-        first_new = len(self.issues)
         entry: Entry | None = None
         with self.gathering():
             entry = stack.enter_context(open_entry(self.path, tmp=tmp))
@@ -232,30 +231,42 @@ class _Run:
             self.facts |= {"source": str(self.path), "container": entry.container}
             if entry.meta:
                 self.facts["meta"] = entry.meta
-            return stack.enter_context(H5ad(entry.h5ad))
         if entry is not None:
-            self.issues[first_new:] = [_renamed(i, entry.h5ad, self.path) for i in self.issues[first_new:]]
+            with self.gathering(entry.h5ad):
+                return stack.enter_context(H5ad(entry.h5ad))
         return None
 
     def check(self, source: Source, block_bytes: int, progress: Progress | None) -> None:
         """All checks of an opened source: header first, then one pass over the values."""
+        case: Case | None = None
+        with self.gathering(source.path):
+            case = self.checked_header(source)
+        if case is None:
+            self.skip("the remaining checks", "names or labels could not be read to their end")
+            return
+        if not source.n_obs or not source.n_vars:
+            self.skip("values", "X is empty")
+            return
+        scan: ValueScan | None = None
+        with self.gathering(source.path):
+            cap = self.edition.panel.max_log1p
+            scan = scan_values(source, cap=cap, block_bytes=block_bytes, progress=progress)
+        if scan is None:
+            self.skip("values", "X could not be read to its end")
+            return
+        self.check_values(case, scan)
+
+    def checked_header(self, source: Source) -> Case:
+        """The case, after all checks that need no value of X."""
         case = self.case(source)
         self.facts |= header_facts(case)
         for family in (row_issues, gene_issues, label_issues, panel_issues, kind_issues):
             self.issues += family(case)
         self.note_gaps(case)
-        if not source.n_obs or not source.n_vars:
-            self.skip("values", "X is empty")
-            return
-        first_new = len(self.issues)
-        scan = None
-        with self.gathering():
-            cap = self.edition.panel.max_log1p
-            scan = scan_values(source, cap=cap, block_bytes=block_bytes, progress=progress)
-        if scan is None:
-            self.issues[first_new:] = [_renamed(i, source.path, self.path) for i in self.issues[first_new:]]
-            self.skip("values", "X could not be read to its end")
-            return
+        return case
+
+    def check_values(self, case: Case, scan: ValueScan) -> None:
+        """All checks of what the pass over X found."""
         claim, detected = claimed_kind(case), detected_kind(scan)
         verdict = detected if claim.kind is None and self.edition.file.matrix == "detect" else claim
         self.issues += value_issues(case, scan, verdict.kind)
@@ -309,10 +320,8 @@ class _Run:
         if name not in source.obs_columns:
             self.skip(what, f"obs has no column {name!r}")
             return None
-        first_new = len(self.issues)
-        with self.gathering():
+        with self.gathering(source.path):
             return source.labels(name)
-        self.issues[first_new:] = [_renamed(i, source.path, self.path) for i in self.issues[first_new:]]
         self.skip(what, f"the column {name!r} cannot be read")
         return None
 
@@ -335,9 +344,9 @@ def _argument(source: ListSource | None, fallback: str) -> str:
     return shlex.quote(str(source)) if isinstance(source, (str, Path)) else fallback
 
 
-def _renamed(issue: Issue, temporary: Path, path: Path | None) -> Issue:
+def _renamed(issue: Issue, temporary: Path | None, path: Path | None) -> Issue:
     """An issue that names the user's file where a reader named the temporary one."""
-    if path is None or temporary == path:
+    if path is None or temporary is None or temporary == path:
         return issue
     where = issue.where.replace(str(temporary), str(path)).replace(temporary.name, path.name)
     fix = issue.fix.replace(shlex.quote(str(temporary)), shlex.quote(str(path)))
