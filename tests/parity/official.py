@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from parity.celleval_panels import COLUMN, CONTROL, PanelFiles
 
 HERE = Path(__file__).parent

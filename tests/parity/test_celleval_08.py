@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from parity.celleval_panels import PANELS, write_panels
+from parity.official import number, run_celleval, tool_python
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.celleval.pairing import open_pairs
 from vcbench.evaluator.celleval.pipeline import build_panel, score_celleval
 from vcbench.evaluator.celleval.rules import Rules
 from vcbench.evaluator.score_options import ScoreOptions
-
-from parity.celleval_panels import PANELS, write_panels
-from parity.official import number, run_celleval, tool_python
 
 pytestmark = pytest.mark.parity
 EDITION = load_edition("celleval-0.8")
