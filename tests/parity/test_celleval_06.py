@@ -1,4 +1,4 @@
-"""Edition vcc2025 against cell-eval 0.6.6 with pdex 0.1.26: committed results always, the live tool where it is there."""
+"""Edition vcc2025 against cell-eval 0.6.6 with pdex 0.1.26: committed results, and the live tool where it is there."""
 
 from __future__ import annotations
 
