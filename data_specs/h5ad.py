@@ -197,19 +197,16 @@ class H5ad:
                 return Labels.from_codes(node[()], legacy)
             return Labels.from_values(_values(node))
 
-    def unused_categories(self, column: str) -> list[str]:
-        """Categories of an obs column that no row has, in stored order; empty for other columns."""
-        node = self._column("obs", column)
+    def stored_categories(
+        self, column: str, *, axis: Literal["obs", "var"] = "obs"
+    ) -> tuple[str, ...] | None:
+        """The categories of a categorical column in stored order, unused ones included; None for other columns."""
+        node = self._column(axis, column)
         with self._reading():
-            legacy = self._legacy_categories("obs", column)
-            if is_group(node) and "codes" in node:
-                codes, categories = node["codes"][()], _strings(node["categories"])
-            elif legacy is not None and is_dataset(node):
-                codes, categories = node[()], legacy
-            else:
-                return []
-        used = set(np.unique(codes).tolist())
-        return [str(name) for code, name in enumerate(categories) if code not in used]
+            if is_group(node) and "categories" in node:
+                return tuple(_strings(node["categories"]))
+            legacy = self._legacy_categories(axis, column)
+            return None if legacy is None else tuple(legacy)
 
     def values(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> np.ndarray:
         """A column as an array: numbers and booleans in their dtype, text and categories as str objects."""
@@ -346,7 +343,7 @@ class H5ad:
     def _columns(self, axis: str) -> tuple[str, ...]:
         frame = self._frame(axis)
         skip = {index_key(frame), "__categories"}
-        return tuple(key for key in frame if key not in skip)
+        return tuple(_name(key) for key in frame if key not in skip)
 
     def _column(self, axis: str, column: str) -> Any:
         frame = self._frame(axis)
@@ -375,6 +372,10 @@ def _supported(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.float16:
         return values.astype(np.float32)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _name(key: str | bytes) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else key
 
 
 def _strings(node: Any) -> np.ndarray:
@@ -424,6 +425,9 @@ def _bad_column(node: Any, found: str) -> InvalidFile:
 def _mapping(group: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, node in group.items():
+        if node is None:
+            # A link that leads nowhere.
+            continue
         encoding = node.attrs.get("encoding-type", "")
         if is_group(node):
             if encoding in ("", "dict"):
