@@ -41,6 +41,10 @@ class ScoreOptions:
         Target size of one block of rows. Results do not depend on it.
     references
         What an overall score needs beyond the truth, by name (for example the baseline's aggregate file).
+    no_target_genes
+        Declares that no perturbation (outside `target_map`) has a target gene to leave out.
+    target_map
+        Perturbation label to its target gene, or to None where it has none; other labels stand for themselves.
     """
 
     split: Split | None = None
@@ -53,3 +57,5 @@ class ScoreOptions:
     threads: int | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
     references: Mapping[str, Any] = field(default_factory=dict)
+    no_target_genes: bool = False
+    target_map: Mapping[str, str | None] | None = None
