@@ -14,6 +14,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "core": ("expression", "differential", "distribution"),
     "gears": ("gears",),
     "celleval": ("celleval",),
+    "vcc2026": ("vcc2026",),
 }
 Needs = Literal["bulk", "de", "pred_de", "cells", "train_reference"]
 

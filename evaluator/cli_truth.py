@@ -1,0 +1,138 @@
+"""`vcbench truth`: bundles of everything that scoring needs of the real data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..data_specs.cli_support import (
+    LazyGroup,
+    echo_json,
+    echo_table,
+    edition_option,
+    force_option,
+    format_option,
+    note,
+    out_option,
+    quiet_option,
+    threads_option,
+)
+
+COMMANDS = {
+    "build": (
+        "vcbench.evaluator.cli_truth:build",
+        "Measure the real data once: tests, baseline, replicate anchors.",
+    ),
+}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS)
+def truth() -> None:
+    """Truth bundles: score many submissions without reading the real data again."""
+
+
+@click.command()
+@click.argument("real", type=click.Path())
+@edition_option()
+@out_option(help="Folder of the bundle.")
+@click.option(
+    "--baseline",
+    default="context-mean",
+    show_default=True,
+    metavar="context-mean|generic|none|FILE.h5ad",
+    help="The arm that scores 0: a mean response, or a ready-made prediction.",
+)
+@click.option(
+    "--emission",
+    type=click.Choice(["tile", "dispersed"]),
+    default="tile",
+    show_default=True,
+    help="Cells of a mean response: all equal, or control cells scaled to it.",
+)
+@click.option(
+    "--anchor/--no-anchor", default=True, show_default=True, help="Replicate anchors: what scores 1."
+)
+@click.option("--splits", type=click.IntRange(min=1), default=5, show_default=True, help="Replicate splits.")
+@click.option(
+    "--base-seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the replicate splits and of the dispersed baseline.",
+)
+@click.option("--profile", metavar="NAME", help="Metrics to measure; default: the edition's own choice.")
+@click.option("--pert-col", metavar="COL", help="obs column of the labels; default: the edition's.")
+@click.option("--control", metavar="LABEL", help="Control label; default: the edition's.")
+@click.option("--context-col", metavar="COL", help="obs column of the contexts; default: the edition's.")
+@click.option("--no-target-genes", is_flag=True, help="The perturbations have no target gene to leave out.")
+@click.option(
+    "--target-map", type=click.Path(dir_okay=False), help="CSV label,gene; an empty gene means none."
+)
+@threads_option
+@force_option
+@quiet_option
+@format_option
+def build(
+    real: str,
+    edition: str,
+    out: str,
+    baseline: str,
+    emission: Any,
+    anchor: bool,
+    splits: int,
+    base_seed: int,
+    profile: str | None,
+    pert_col: str | None,
+    control: str | None,
+    context_col: str | None,
+    no_target_genes: bool,
+    target_map: str | None,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+    output_format: str,
+) -> None:
+    """Build the truth bundle of REAL.h5ad (real cells, controls included).
+
+    \b
+    Examples:
+      vcbench truth build context_A.h5ad --edition vcc2026 -o bundle_A/
+      vcbench truth build context_A.h5ad --edition vcc2026 --baseline generic --emission dispersed -o bundle_A/
+    """
+    from .truth import build_truth
+
+    bundle = build_truth(
+        real,
+        out,
+        edition=edition,
+        profile=profile,
+        baseline=baseline,
+        emission=emission,
+        anchor=anchor,
+        n_splits=splits,
+        base_seed=base_seed,
+        pert_col=pert_col,
+        control=control,
+        context_col=context_col,
+        no_target_genes=no_target_genes,
+        target_map=target_map,
+        threads=threads,
+        force=force,
+        progress=None if quiet else lambda done, total, text: note(f"{text} ({done + 1} of {total})"),
+    )
+    if output_format == "json":
+        echo_json({"bundle": str(bundle.path), "sha256": bundle.sha256, "manifest": dict(bundle.manifest)})
+        return
+    rows = []
+    for context, ends in bundle.ends.items():
+        for metric in sorted({*ends.zeros, *ends.ones}):
+            zero, one = ends.zeros.get(metric), ends.ones.get(metric)
+            rows.append((context, metric, _number(zero), _number(one)))
+    echo_table(
+        ("context", "metric", "baseline", "replicate"), rows, title=f"bundle {bundle.path} (local references)"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,85 @@
+"""Rows of an opened source with their group codes: one side of a panel, read in blocks as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ...data_specs.errors import ShapeError
+from ...data_specs.h5ad import DEFAULT_BLOCK_BYTES, RowBlock
+from .kernels import row_sums
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+CELL_TARGET_SUM = 1e6
+
+
+class RowSource(Protocol):
+    """Anything that gives its rows in blocks: an opened file, an object in memory, or generated cells."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def n_obs(self) -> int: ...
+    @property
+    def n_vars(self) -> int: ...
+
+    def row_blocks(self, *, max_bytes: int = ..., canonical: bool = True) -> Iterator[RowBlock]: ...
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,)."""
+
+    source: RowSource
+    groups: np.ndarray
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+
+    def __post_init__(self) -> None:
+        if len(self.groups) != self.source.n_obs:
+            raise ShapeError(f"{len(self.groups):,} groups for {self.source.n_obs:,} rows")
+
+    def blocks(self) -> Iterator[tuple[sp.csr_array, np.ndarray]]:
+        """(rows, group codes) in file order and dtype, canonical; blocks without a wanted row are left out."""
+        for block in self.source.row_blocks(max_bytes=self.block_bytes):
+            codes = self.groups[block.start : block.stop]
+            if (codes >= 0).any():
+                yield block.matrix, codes
+
+    def with_groups(self, groups: np.ndarray) -> Cells:
+        """The same source under other group codes."""
+        return Cells(self.source, np.ascontiguousarray(groups, dtype=np.int64), self.block_bytes)
+
+
+def n_rows(rows: sp.csr_array) -> int:
+    """The number of rows."""
+    return len(rows.indptr) - 1
+
+
+def totals_of(rows: sp.csr_array) -> np.ndarray:
+    """The float64 total of each row, shape (n_rows,), added in stored order."""
+    out = np.empty(n_rows(rows))
+    row_sums(rows.data, rows.indptr, out)
+    return out
+
+
+def cell_divisors(totals: np.ndarray) -> np.ndarray:
+    """What divides the counts of each cell to bring it to one million; 1 for an empty cell."""
+    divisors = totals / CELL_TARGET_SUM
+    divisors[divisors == 0] = 1.0
+    return divisors
+
+
+def group_sizes(parts: Sequence[Cells], n_groups: int) -> np.ndarray:
+    """Cells of each group, int64, shape (n_groups,)."""
+    sizes = np.zeros(n_groups, dtype=np.int64)
+    for part in parts:
+        sizes += np.bincount(part.groups[part.groups >= 0], minlength=n_groups)
+    return sizes
