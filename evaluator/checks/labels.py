@@ -18,6 +18,7 @@ from ...data_specs.labels import (
     split_label,
     targets_of,
 )
+from ...data_specs.memory_source import MemorySource
 from .case import Case, first_with_count
 
 _FILLERS = ("ctrl", "control")
@@ -154,10 +155,18 @@ def _group_issues(case: Case) -> Iterator[Issue]:
         if twice:
             found = first_with_count(twice, "profiles given more than once", len(case.groups))
             yield case.issue("E212", place, found=found, expected="one row per (context, perturbation)")
-    unused = case.source.unused_categories(case.pert_col) if isinstance(case.source, H5ad) else []
+    unused = _unused_categories(case)
     if unused:
         found = first_with_count(unused, "categories without a row")
         yield case.issue("W215", place, found=found, expected="only labels that occur")
+
+
+def _unused_categories(case: Case) -> list[str]:
+    if case.perturbations is None or not isinstance(case.source, (H5ad, MemorySource)):
+        return []
+    stored = case.source.stored_categories(case.pert_col) or ()
+    used = set(case.perturbations.categories)
+    return [name for name in stored if name not in used]
 
 
 def _context_issues(case: Case) -> Iterator[Issue]:
