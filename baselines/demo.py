@@ -42,6 +42,7 @@ FILES = (
     ("entries/NAME.h5ad", "the packed and validated entry"),
     ("entries/NAME.vcc", "the best model as a 2025 challenge file"),
     ("scores/NAME/", "its ScoreCard: scorecard.json, per_perturbation.csv, aggregate.csv"),
+    ("gene_names.csv, pert_counts.csv", "gene order and cells per target of the challenge file"),
     (MARKER, "every command of this demo, to repeat or change"),
     ("log.txt", "what the commands printed"),
 )
@@ -82,7 +83,7 @@ class Steps:
 
     def save(self) -> None:
         """Write the commands and the log."""
-        script = "#!/bin/sh\n# Run in an empty folder.\nset -e\nmkdir -p runs predictions entries scores\n"
+        script = "#!/bin/sh\n# Run in a folder that holds copies of gene_names.csv and pert_counts.csv.\nset -e\nmkdir -p runs predictions entries scores\n"
         (self.folder / MARKER).write_text(script + "\n".join(self.commands) + "\n", encoding="utf-8")
         (self.folder / "log.txt").write_text(self.log.getvalue(), encoding="utf-8")
 

@@ -16,6 +16,10 @@ COMMANDS = {
     "data": ("vcbench.data_specs.cli:data", "List, show, check, convert, split and simulate datasets."),
     "train": ("vcbench.baselines.cli:train", "Fit a baseline on a dataset and a split; write a run folder."),
     "predict": ("vcbench.baselines.cli:predict", "Predict perturbations with a run folder."),
+    "perfect": (
+        "vcbench.baselines.cli:perfect",
+        "Write the measured test means: the upper bound of a leaderboard.",
+    ),
     "pack": ("vcbench.submission.cli:pack", "Turn predictions into a valid submission file."),
     "unpack": ("vcbench.submission.cli:unpack", "Turn a submission file back into an h5ad."),
     "inspect": ("vcbench.submission.cli:inspect", "Show what is in an h5ad or a submission file."),

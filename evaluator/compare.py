@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a leaderboard: mean and count per metric, how many rows were filled, rank (None: a reference)."""
+    """One line of a leaderboard: mean and count per metric, rows filled, rank (equal values share one; None: unranked)."""
 
     name: str
     values: dict[str, float]
@@ -274,10 +274,14 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
             row.name,
         )
 
-    out, rank = [], 0
+    out: list[Row] = []
+    place, rank, last = 0, 0, None
     for row in sorted(rows, key=order):
-        is_ranked = row.name != PERFECT and not np.isnan(row.values[by])
-        rank += is_ranked
+        value = row.values[by]
+        is_ranked = row.name != PERFECT and not np.isnan(value)
+        if is_ranked:
+            place += 1
+            rank, last = (rank if value == last else place), value
         out.append(Row(row.name, row.values, row.n, row.n_filled, rank if is_ranked else None))
     return tuple(out)
 

@@ -49,6 +49,13 @@ def test_ranks_by_direction_with_perfect_as_reference(tmp_path):
     assert [r.name for r in board.rows if r.rank] == ["a", "b"]
 
 
+def test_equal_values_share_a_rank(tmp_path):
+    for name, value in (("a", 1), ("b", 1), ("c", 2)):
+        card(tmp_path, name, [value] * 3)
+    (board,) = boards(tmp_path, by="mse")
+    assert [(r.name, r.rank) for r in board.rows] == [("a", 1), ("b", 1), ("c", 3)]
+
+
 def test_refusing_hard_rows_does_not_help(tmp_path):
     card(tmp_path, "picky", [1, 1, 9], refused=("C",))
     card(tmp_path, "steady", [0.9, 0.9, 6])
