@@ -51,7 +51,7 @@ def test_missing_and_extra_genes(paths, tmp_path):
     expect(
         report, "E105", found="1 of 30 listed genes are missing (first: 'G000')", expected="gene_names.csv"
     )
-    expect(report, "E106", found="1 of 30 genes are not listed (first: 'OTHER')", fix="vcbench pack")
+    expect(report, "E106", found="1 of 30 genes are not listed (first: 'OTHER')", fix="vcbench inspect")
     assert codes_of(report) == {"E105", "E106"} and not report.valid
 
 
