@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from ..data_specs.errors import ModelError
 JACCARD_ABOVE = 0.1
 N_SIMILAR = 20
 _DENSE_UP_TO = 500
-_ROWS_PER_BLOCK = 2000
 
 
 def incidence(terms: Mapping[str, Iterable[str]]) -> tuple[np.ndarray, Any]:
@@ -37,35 +37,45 @@ def jaccard_edges(
     Genes (sorted), candidates that have terms (sorted), and a CSR of shape (genes, candidates) without the pairs of
     a gene with itself.
     """
+    from .set_overlap import jaccard_pairs
+
     genes, matrix = incidence(terms)
     position = {str(gene): i for i, gene in enumerate(genes)}
     chosen = sorted({c for c in candidates if c in position})
-    columns = np.array([position[c] for c in chosen], dtype=np.int64)
-    sizes = np.asarray(matrix.sum(axis=1)).ravel()
-    other = sp.csr_array(matrix[columns].T)
-    blocks: list[Any] = []
-    for low in range(0, len(genes), _ROWS_PER_BLOCK):
-        shared: Any = sp.csr_array(matrix[low : low + _ROWS_PER_BLOCK] @ other)
-        row = np.repeat(np.arange(shared.shape[0]), np.diff(shared.indptr))
-        column = shared.indices
-        union = sizes[low + row] + sizes[columns[column]] - shared.data
-        similarity = shared.data / union
-        keep = (similarity > above) & (low + row != columns[column])
-        blocks.append(sp.csr_array((similarity[keep], (row[keep], column[keep])), shape=shared.shape))
-    stacked = sp.csr_array(sp.vstack(blocks)) if blocks else sp.csr_array((0, len(columns)))
-    stacked.sort_indices()
-    return genes, np.array(chosen, dtype=np.str_), stacked
+    rows = np.array([position[c] for c in chosen], dtype=np.int64)
+    sizes = np.diff(matrix.indptr).astype(np.int64)
+    # Item to candidate lists: the transpose of the candidates' incidence.
+    members = sp.csr_array(matrix[rows].T)
+    members.sort_indices()
+    parts = (
+        matrix.indptr.astype(np.int64),
+        matrix.indices.astype(np.int64),
+        members.indptr.astype(np.int64),
+        members.indices.astype(np.int64),
+        sizes,
+        sizes[rows],
+        float(above),
+    )
+    ends = np.zeros(len(genes) + 1, dtype=np.int64)
+    jaccard_pairs(*parts, ends, np.empty(0, dtype=np.int64), np.empty(0))
+    columns, values = np.empty(ends[-1], dtype=np.int64), np.empty(ends[-1])
+    jaccard_pairs(*parts, ends, columns, values)
+    similar = sp.csr_array((values, columns, ends), shape=(len(genes), len(chosen)))
+    itself = np.repeat(np.arange(len(genes)), np.diff(ends)) == rows[columns]
+    similar.data[itself] = 0.0
+    similar.eliminate_zeros()
+    return genes, np.array(chosen, dtype=np.str_), similar
 
 
 def top_per_row(matrix: Any, k: int) -> Any:
-    """The k largest stored entries of each row of a CSR; ties go to the smaller column."""
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, row))
-    rank = np.arange(len(order)) - matrix.indptr[:-1].astype(np.int64)[row[order]]
-    best = order[rank < k]
-    out = sp.csr_array((matrix.data[best], (row[best], matrix.indices[best])), shape=matrix.shape)
-    out.sort_indices()
-    return out
+    """The k largest stored entries of each row of a CSR with sorted columns; ties go to the smaller column."""
+    ends = matrix.indptr
+    best = [
+        low + np.sort(np.argsort(-matrix.data[low:high], kind="stable")[:k]) for low, high in pairwise(ends)
+    ]
+    chosen = np.concatenate(best) if best else np.empty(0, dtype=np.int64)
+    kept = np.concatenate([[0], np.cumsum([len(row) for row in best])]).astype(np.int64)
+    return sp.csr_array((matrix.data[chosen], matrix.indices[chosen], kept), shape=matrix.shape)
 
 
 def spectral_embedding(

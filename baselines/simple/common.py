@@ -169,7 +169,7 @@ class EffectModel(ABC, Generic[ConfigT]):
             "notes": self.notes,
         }
         (folder / MODEL_JSON).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        np.savez_compressed(folder / MODEL_NPZ, **self._all_arrays())  # type: ignore[arg-type]
+        np.savez(folder / MODEL_NPZ, **self._all_arrays())  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path) -> EffectModel[ConfigT]:
