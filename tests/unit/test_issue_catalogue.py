@@ -54,7 +54,7 @@ def test_entries_are_complete():
         assert re.fullmatch(r"[EW]\d{3}", code), code
         assert kind.severity in ("error", "warning", "info"), code
         assert kind.severity == "error" or code.startswith("W"), code
-        assert len(kind.title) > 8 and not kind.title.endswith("."), code
+        assert len(kind.title) > 5 and not kind.title.endswith("."), code
         assert len(kind.explanation) > 20 and kind.explanation.endswith((".", ")")), code
 
 
