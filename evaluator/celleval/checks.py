@@ -174,7 +174,9 @@ def value_issues(source: Source, scan: ValueScan, requested: MatrixKind | None) 
         )
     too_large = scan.maximum >= LOG1P_LIMIT if kind == "log1p" else np.isinf(scan.maximum)
     if too_large:
-        found = f"{'fractions' if kind == 'log1p' else 'whole numbers'} and a maximum of {scan.maximum:g}"
+        found = (
+            f"a maximum of {scan.maximum:g} in a matrix {'declared' if requested else 'detected'} as {kind}"
+        )
         expected = f"counts, or log1p values below {LOG1P_LIMIT:g}"
         issues.append(make_issue("E573", where=where, found=found, expected=expected, file=_quoted(source)))
     return issues

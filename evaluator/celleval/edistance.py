@@ -14,6 +14,8 @@ from .side import Side
 
 HELD_BYTES = 2**29
 TILE_ROWS = 512
+# Below this many multiplications per tile, waking the BLAS threads costs more than they save.
+_SMALL_TILE = 2e8
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,12 @@ def energy_distances(side: Side, *, held_bytes: int = HELD_BYTES) -> np.ndarray:
     Euclidean over all genes. Rows are held `held_bytes` at a time and meet the file streamed past them, so the
     file is read about 2 * stored bytes / held_bytes times.
     """
-    sums = _pair_sums(side, held_bytes)
+    from threadpoolctl import threadpool_limits
+
     sizes = side.sizes.astype(np.float64)
+    tile = min(float(TILE_ROWS), sizes.max()) ** 2 * side.source.n_vars
+    with threadpool_limits(limits=1 if tile < _SMALL_TILE else None, user_api="blas"):
+        sums = _pair_sums(side, held_bytes)
     control = sizes[-1]
     cross = sums.to_control[:-1] / (sizes[:-1] * control)
     within = sums.within / sizes**2
