@@ -86,16 +86,27 @@ def random_panel(
     cells: tuple[int, ...] = (40, 35, 30, 25),
     n_control: int = 60,
     depth: float = 6.0,
-) -> tuple[ad.AnnData, ad.AnnData]:
-    """(real, pred) of gamma-Poisson counts with small values (many ties); targets are genes, the last label is not."""
+    effect: float = 0.6,
+    targets: bool = True,
+) -> dict[str, ad.AnnData]:
+    """`real`, `pred` and `base` arms of gamma-Poisson counts (small values, many ties), rows shuffled.
+
+    Targets are genes, except the last label; with `targets` False none is. `base` shows the mean response.
+    """
     rng = np.random.default_rng(seed)
     genes = tuple(f"G{i}" for i in range(n_genes))
-    labels = [f"G{3 * p}" for p in range(len(cells) - 1)] + ["Z9"]
-    base = rng.gamma(0.7, depth, n_genes)
-    effects = np.exp(rng.normal(0, 0.5, (len(cells), n_genes)) * (rng.random((len(cells), n_genes)) < 0.4))
-    wrong = np.exp(rng.normal(0, 0.3, effects.shape))
-    sides = []
-    for factor in (effects, np.where(rng.random(effects.shape) < 0.3, wrong, effects)):
+    labels = [f"G{3 * p}" if targets else f"drug{p}" for p in range(len(cells) - 1)] + ["Z9"]
+    base = 0.3 + rng.gamma(1.5, depth, n_genes)
+    shape = (len(cells), n_genes)
+    effects = np.exp(rng.normal(0, effect, shape) * (rng.random(shape) < 0.5))
+    wrong = np.exp(rng.normal(0, effect / 2, shape))
+    factors = {
+        "real": effects,
+        "pred": np.where(rng.random(shape) < 0.3, wrong, effects),
+        "base": np.tile(effects.mean(axis=0), (len(cells), 1)),
+    }
+    out = {}
+    for arm, factor in factors.items():
         x, names = [rng.poisson(base * rng.gamma(8, 1 / 8, (n_control, 1)))], [CONTROL] * n_control
         for p, n in enumerate(cells):
             x.append(rng.poisson(base * factor[p] * rng.gamma(8, 1 / 8, (n, 1))))
@@ -103,8 +114,8 @@ def random_panel(
         order = rng.permutation(len(names))
         counts = np.concatenate(x)[order]
         counts[counts.sum(axis=1) == 0, 0] = 1
-        sides.append(annotated(counts, [names[i] for i in order], genes))
-    return sides[0], sides[1]
+        out[arm] = annotated(counts, [names[i] for i in order], genes)
+    return out
 
 
 def write(adata: ad.AnnData, path: Path) -> Path:
