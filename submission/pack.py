@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -158,10 +159,9 @@ def pack(
         try:
             work.mkdir()
             return _written(build, draft, record, chosen, files, target, work, threads)
-        except (OSError, RuntimeError) as error:
-            # HDF5 reports a full disk as RuntimeError when it notices while closing a file.
-            if isinstance(error, RuntimeError) and "file write failed" not in str(error):
-                raise
+        except OutputError as error:
+            raise OutputError(str(error).replace(f"{work}{os.sep}", f"{folder}{os.sep}")) from error
+        except OSError as error:
             raise _disk_error(target, error) from error
 
 
@@ -314,8 +314,8 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _disk_error(target: Path, error: Exception) -> OutputError:
-    if "No space left" in str(error) or getattr(error, "errno", None) == 28:
+def _disk_error(target: Path, error: OSError) -> OutputError:
+    if error.errno == errno.ENOSPC:
         return OutputError(
             f"{target}: the disk is full; nothing was kept. Free space or choose another --out."
         )
