@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _BLOCK = 2048
 # Distances held at once while the median is selected exactly.
 _HELD = 2**22
-_SINKHORN_ITERATIONS = 20_000
-_SINKHORN_TOLERANCE = 1e-10
+_SINKHORN_ROUNDS, _ROUND_STEPS, _SINKHORN_TOLERANCE = 200, 20, 1e-10
+_OVER_RELAXATION, _ANNEALING = 1.8, 0.9
 
 
 def _distance_blocks(x: np.ndarray, y: np.ndarray, metric: str) -> Iterator[np.ndarray]:
@@ -109,15 +109,19 @@ def mmd(pred: np.ndarray, truth: np.ndarray, gammas: Sequence[float], scale: flo
 
 
 def sinkhorn_divergence(pred: np.ndarray, truth: np.ndarray, *, blur: float, scale: float) -> Value:
-    """Debiased entropic transport OT(P,T) - OT(P,P)/2 - OT(T,T)/2 with uniform weights.
+    """Debiased entropic transport OT(P,T) - OT(P,P)/2 - OT(T,T)/2 with uniform weights, to about 1e-7.
 
-    Cost |a - b|^2 / (2 scale^2), regularisation blur^2, potentials iterated to 1e-10. Null when they do not converge.
+    Cost |a - b|^2 / (2 scale^2), regularisation blur^2. Null when an iteration does not settle; 0 for equal arrays.
     """
+    if np.array_equal(pred, truth):
+        return 0.0
     terms = [
-        _transport(_cost(x, y, scale), blur**2) for x, y in ((pred, truth), (pred, pred), (truth, truth))
+        _transport(_cost(x, y, scale), blur**2, symmetric=x is y)
+        for x, y in ((pred, truth), (pred, pred), (truth, truth))
     ]
     if any(term is None for term in terms):
-        return Null(f"Sinkhorn iterations did not converge in {_SINKHORN_ITERATIONS:,} steps")
+        steps = _SINKHORN_ROUNDS * _ROUND_STEPS
+        return Null(f"Sinkhorn iterations did not converge in {steps:,} steps")
     cross, self_pred, self_truth = (float(term) for term in terms if term is not None)
     return cross - 0.5 * self_pred - 0.5 * self_truth
 
@@ -128,27 +132,46 @@ def _cost(x: np.ndarray, y: np.ndarray, scale: float) -> np.ndarray:
     return cdist(x, y, "sqeuclidean") / (2.0 * scale**2)
 
 
-def _transport(cost: np.ndarray, epsilon: float) -> float | None:
-    """Dual value of entropic transport by averaged symmetric log-domain updates, annealed from the largest cost."""
-    n, m = cost.shape
-    f, g = np.zeros(n), np.zeros(m)
+def _transport(cost: np.ndarray, epsilon: float, *, symmetric: bool) -> float | None:
+    """Dual value of entropic transport between uniform weights; None when it does not settle.
+
+    Log-domain updates, annealed from the largest cost: averaged for a cloud against itself, over-relaxed alternating
+    ones otherwise. The value is taken at a pair of potentials of which one meets its weights exactly, so it is a
+    lower bound that only the remaining distance to the optimum separates from it.
+    """
+    f, g = np.zeros(cost.shape[0]), np.zeros(cost.shape[1])
     current = max(float(cost.max()), epsilon)
-    for _ in range(_SINKHORN_ITERATIONS):
-        new_f = -_soft_min(g[None, :] - cost, current, axis=1) + current * np.log(m)
-        new_g = -_soft_min(f[:, None] - cost, current, axis=0) + current * np.log(n)
-        new_f, new_g = 0.5 * (f + new_f), 0.5 * (g + new_g)
-        moved = max(float(np.abs(new_f - f).max()), float(np.abs(new_g - g).max()))
-        f, g = new_f, new_g
-        if current > epsilon:
-            current = max(epsilon, 0.9 * current)
-        elif moved < _SINKHORN_TOLERANCE:
-            return float(f.mean() + g.mean())
+    while current > epsilon:
+        f, g = _step(cost, f, g, current, symmetric, 1.0)
+        current = max(epsilon, _ANNEALING * current)
+    value = -np.inf
+    for round_ in range(_SINKHORN_ROUNDS):
+        # Over-relaxation saves most steps but is not proven to settle; plain updates are.
+        weight = _OVER_RELAXATION if round_ < _SINKHORN_ROUNDS // 2 else 1.0
+        for _ in range(_ROUND_STEPS):
+            f, g = _step(cost, f, g, epsilon, symmetric, weight)
+        best_f = _row_update(cost, g, epsilon)
+        before, value = value, float(best_f.mean() + _row_update(cost.T, best_f, epsilon).mean())
+        if abs(value - before) < _SINKHORN_TOLERANCE:
+            return value
     return None
 
 
-def _soft_min(values: np.ndarray, epsilon: float, *, axis: int) -> np.ndarray:
-    top = values.max(axis=axis, keepdims=True)
-    return top.squeeze(axis) + epsilon * np.log(np.exp((values - top) / epsilon).sum(axis=axis))
+def _step(
+    cost: np.ndarray, f: np.ndarray, g: np.ndarray, epsilon: float, symmetric: bool, weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    if symmetric:
+        f = 0.5 * (f + _row_update(cost, f, epsilon))
+        return f, f
+    f = f + weight * (_row_update(cost, g, epsilon) - f)
+    return f, g + weight * (_row_update(cost.T, f, epsilon) - g)
+
+
+def _row_update(cost: np.ndarray, g: np.ndarray, epsilon: float) -> np.ndarray:
+    """The row potentials that meet the row weights, given the column potentials `g`."""
+    values = (g[None, :] - cost) / epsilon
+    top = values.max(axis=1)
+    return epsilon * (np.log(cost.shape[1]) - top - np.log(np.exp(values - top[:, None]).sum(axis=1)))
 
 
 def _edistance(row: CoreRow) -> Value:

@@ -84,7 +84,9 @@ def test_sinkhorn_equals_the_plain_iteration(clouds):
 def test_sinkhorn_of_itself_is_zero_and_says_when_it_fails(clouds, monkeypatch):
     p, t = clouds
     assert distribution.sinkhorn_divergence(p, p, blur=0.1, scale=2.0) == 0.0
-    monkeypatch.setattr(distribution, "_SINKHORN_ITERATIONS", 3)
+    mirrored = distribution.sinkhorn_divergence(p, p[::-1], blur=0.1, scale=2.0)
+    assert mirrored == pytest.approx(0.0, abs=1e-7)
+    monkeypatch.setattr(distribution, "_SINKHORN_ROUNDS", 1)
     failed = distribution.sinkhorn_divergence(p, t, blur=0.1, scale=2.0)
     assert isinstance(failed, Null) and "did not converge" in failed.reason
 
