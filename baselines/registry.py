@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -87,6 +88,18 @@ def create(
 def settings_of(name: str) -> list[tuple[str, str, Any]]:
     """(setting, type in words, default) of a baseline. Raises `UnknownName`."""
     return describe(baseline_class(name).Config)
+
+
+def explain(name: str) -> dict[str, Any]:
+    """What a reader wants to know about a baseline: title, what it does, source, settings. Raises `UnknownName`."""
+    found = baseline_class(name)
+    return {
+        "title": found.info.title,
+        "description": inspect.getdoc(found),
+        "source": found.info.paper,
+        "settings": [f"{key} ({words}, default {default})" for key, words, default in settings_of(name)],
+        "about the settings": inspect.getdoc(found.Config),
+    }
 
 
 def default_suite(*, features: bool = False, n_contexts: int = 1) -> tuple[SuiteModel, ...]:

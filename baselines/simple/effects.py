@@ -31,10 +31,6 @@ class EffectTable:
         return rows
 
     @property
-    def n_genes(self) -> int:
-        return self.effects.shape[1]
-
-    @property
     def perturbations(self) -> tuple[str, ...]:
         """Distinct training perturbations, sorted."""
         return tuple(sorted(self._by_perturbation))

@@ -188,7 +188,10 @@ def test_registry_matches_the_models():
             r"^    (\w+(?:, \w+)*)$", "\n".join(c.__doc__ or "" for c in found.Config.__mro__), re.M
         )
         described = {word for line in documented for word in line.split(", ")}
-        assert {setting for setting, _, _ in registry.settings_of(name)} <= described
+        settings = {setting for setting, _, _ in registry.settings_of(name)}
+        assert settings <= described
+        shown = registry.explain(name)
+        assert shown["title"] == title and len(shown["settings"]) == len(settings)
     with pytest.raises(UnknownName, match="Did you mean 'additive'"):
         registry.create("aditive")
     with pytest.raises(UnknownName, match="n_components"):
