@@ -78,6 +78,12 @@ def _baselines() -> dict[str, str]:
     return import_module("vcbench.baselines.registry").titles()
 
 
+def _baseline(name: str) -> dict[str, Any]:
+    from importlib import import_module
+
+    return import_module("vcbench.baselines.registry").explain(name)
+
+
 @click.command()
 @click.argument("name")
 @format_option
@@ -98,7 +104,8 @@ def explain(name: str, output_format: str) -> None:
         click.echo(f"{item['name']}  ({item['kind']})")
         for key, value in item.items():
             if key not in ("name", "kind") and value not in ("", None, [], {}):
-                click.echo(f"  {key}: {value}")
+                text = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+                click.echo(f"  {key}: {text}")
 
 
 def _explanations(name: str) -> list[dict[str, Any]]:
@@ -149,7 +156,7 @@ def _explanations(name: str) -> list[dict[str, Any]]:
         )
     baselines = _baselines()
     if name in baselines:
-        found.append({"name": name, "kind": "baseline", "title": baselines[name]})
+        found.append({"name": name, "kind": "baseline", **_baseline(name)})
     if not found:
         known = [
             *kinds,
