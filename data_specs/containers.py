@@ -10,12 +10,8 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shlex
-import shutil
-import socket
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,16 +32,15 @@ from .tar_members import (
     read_member,
     read_members,
 )
+from .temporary import remove_leftovers, temporary_folder, temporary_path
 from .zstd_stream import PAYLOAD, decompress, no_space, payload_problem
 
 Container = Literal["h5ad", "vcc2025", "vcc2026"]
 WATERMARK, META = "watermark.txt", "meta.json"
 WATERMARK_BYTES = b"vcc-prep"
 MAX_META_BYTES = 64 * 1024
-TEMP_PREFIX = ".vcbench-tmp-"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TAR_RECORD = 20 * BLOCK
-_live: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -98,28 +93,6 @@ def open_entry(path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | No
         yield Entry(target, layout.container, layout.meta, layout.notes)
 
 
-@contextmanager
-def temporary_path(folder: Path, suffix: str) -> Iterator[Path]:
-    """A free path in `folder` whose name says who uses it; a file or folder made there is removed at the end.
-
-    Should this process be killed, `remove_leftovers` of a later one finds it.
-    """
-    target = folder.absolute() / f"{TEMP_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
-    _live.add(target)
-    try:
-        yield target
-    finally:
-        _remove(target)
-        _live.discard(target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def is_container(path: str | os.PathLike[str]) -> bool:
     """True for an existing file that is named `.vcc` or begins as a tar does."""
     file = Path(path)
@@ -153,48 +126,8 @@ def container_issues(
     return issues
 
 
-def temporary_folder(path: Path, tmp: str | os.PathLike[str] | None) -> Path:
-    """Where the unpacked file goes. Raises `OutputError` when `tmp` is given and is no folder."""
-    if tmp is not None:
-        folder = Path(tmp)
-        if not folder.is_dir():
-            raise OutputError(f"{folder}: --tmp needs an existing folder.")
-        return folder
-    beside = path.absolute().parent
-    return beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-
-
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete temporary files and folders that dead processes of this machine left in `folder`; returns their paths."""
-    removed = []
-    for file in folder.glob(f"{TEMP_PREFIX}{_host()}-*"):
-        pid = file.name[len(TEMP_PREFIX) + len(_host()) + 1 :].split("-")[0]
-        if pid.isdigit() and file.absolute() not in _live and not _alive(int(pid)):
-            _remove(file)
-            removed.append(file)
-    return removed
-
-
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def _host() -> str:
-    return "".join(c if c.isalnum() or c == "." else "_" for c in socket.gethostname())
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @dataclass(frozen=True)

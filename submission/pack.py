@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_specs.atomic import check_output, write_text
-from ..data_specs.containers import open_entry, remove_leftovers, temporary_path, write_vcc2025
+from ..data_specs.containers import open_entry, write_vcc2025
 from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue
@@ -26,6 +26,7 @@ from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
+from ..data_specs.temporary import remove_leftovers, temporary_path
 from ..evaluator.reference_files import read_gene_list, read_perturbation_list
 from ..evaluator.validate import validate
 from .emission_rules import Mode

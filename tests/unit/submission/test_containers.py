@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from builders import standard_h5ad
 from packing_files import write_tar
-from vcbench.data_specs import containers, zstd_stream
+from vcbench.data_specs import containers, temporary, zstd_stream
 from vcbench.data_specs.containers import container_issues, open_entry, write_vcc2025
 from vcbench.data_specs.errors import InvalidFile, OutputError
 from vcbench.data_specs.tar_members import Member, TarProblem, read_members
@@ -356,17 +356,17 @@ def test_leftovers_of_a_killed_run_are_removed_and_live_ones_kept(plain, tmp_pat
 
 
 def test_leftovers_of_other_hosts_and_living_processes_stay(tmp_path):
-    host = containers._host()
+    host = temporary._host()
     others = [
-        f"{containers.TEMP_PREFIX}{host}-{os.getppid()}-aa.h5ad",
-        f"{containers.TEMP_PREFIX}elsewhere-1-bb.h5ad",
+        f"{temporary.TEMP_PREFIX}{host}-{os.getppid()}-aa.h5ad",
+        f"{temporary.TEMP_PREFIX}elsewhere-1-bb.h5ad",
     ]
-    dead = tmp_path / f"{containers.TEMP_PREFIX}{host}-{os.getpid()}-cc.pack"
+    dead = tmp_path / f"{temporary.TEMP_PREFIX}{host}-{os.getpid()}-cc.pack"
     for name in others:
         (tmp_path / name).touch()
     dead.mkdir()
     (dead / "x").touch()
-    assert containers.remove_leftovers(tmp_path) == [dead]
+    assert temporary.remove_leftovers(tmp_path) == [dead]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)
 
 

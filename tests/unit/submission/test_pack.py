@@ -18,6 +18,7 @@ from vcbench.data_specs.errors import InvalidFile, OutputError, UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.h5ad_write import CsrWriter, write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
+from vcbench.data_specs.temporary import TEMP_PREFIX
 from vcbench.evaluator.validate import validate
 from vcbench.submission import pack as pack_module
 from vcbench.submission import pack_rows
@@ -466,7 +467,7 @@ def test_full_disk_leaves_nothing(where, files, out, monkeypatch):
         monkeypatch.setattr(pack_module, "write_text", full)
     with pytest.raises(OutputError, match=r"entry.*disk is full") as caught:
         pack(files.cells, "vcc2025", out=out, genes=files.genes)
-    assert containers.TEMP_PREFIX not in str(caught.value)
+    assert TEMP_PREFIX not in str(caught.value)
     assert list(out.parent.iterdir()) == []
 
 
