@@ -28,6 +28,10 @@ COMMANDS = {
         "Check a file against an edition; all problems at once.",
     ),
     "score": ("vcbench.evaluator.cli_score:score", "Score predictions against the truth; write a ScoreCard."),
+    "truth": (
+        "vcbench.evaluator.cli_truth:truth",
+        "Build truth bundles: the real data measured once, with baseline and replicate anchors.",
+    ),
     "compare": ("vcbench.evaluator.cli_compare:compare", "Rank ScoreCards in one table."),
     "list": (
         "vcbench.evaluator.cli_about:list_",

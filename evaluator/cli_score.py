@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,19 @@ if TYPE_CHECKING:
     "--matrix", type=click.Choice(["counts", "log1p"]), help="Kind of X in files that do not declare it."
 )
 @click.option("--name", metavar="NAME", help="Name of the entry in tables; default: the file's.")
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="What the overall score needs: baseline=agg.csv, anchor=anchor_agg.parquet.",
+)
+@click.option(
+    "--no-target-genes", is_flag=True, help="vcc2026: perturbations have no target gene to leave out."
+)
+@click.option(
+    "--target-map", type=click.Path(dir_okay=False), help="vcc2026: CSV label,gene; an empty gene means none."
+)
 @seed_option
 @threads_option
 @out_option(required=False, help="Folder for the ScoreCard and its tables.")
@@ -73,6 +86,9 @@ def score(
     context_col: str | None,
     matrix: Any,
     name: str | None,
+    references: tuple[str, ...],
+    no_target_genes: bool,
+    target_map: str | None,
     seed: int,
     threads: int | None,
     out: str | None,
@@ -88,6 +104,7 @@ def score(
       vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
     """
     from .score import score as run_score
+    from .vcc2026.targets import read_target_map
 
     if out:
         check_card_folder(out, force=force)
@@ -104,6 +121,9 @@ def score(
             context_col=context_col,
             matrix=matrix,
             name=name,
+            references=parse_references(references),
+            no_target_genes=no_target_genes,
+            target_map=None if target_map is None else read_target_map(target_map),
             seed=seed,
             threads=threads,
             progress=show,
@@ -114,6 +134,7 @@ def score(
         echo_json(scored.card.model_dump(mode="json"))
     else:
         _print_table(scored.card, quiet=quiet)
+        _print_leaderboard(scored.result.tables)
 
 
 def parse_truths(texts: Sequence[str]) -> list[tuple[str | None, str]]:
@@ -133,6 +154,19 @@ def parse_truths(texts: Sequence[str]) -> list[tuple[str | None, str]]:
         if context and any(context == other for other, _ in out):
             raise UsageError(f"--truth gives the context {context!r} twice.")
         out.append((context or None, path))
+    return out
+
+
+def parse_references(texts: Sequence[str]) -> dict[str, str]:
+    """Name to file of each `NAME=FILE`. Raises `UsageError` when one has another form or a name comes twice."""
+    from ..data_specs.errors import UsageError
+
+    out: dict[str, str] = {}
+    for text in texts:
+        name, sign, file = text.partition("=")
+        if not (sign and name and file) or name in out:
+            raise UsageError(f"--reference {text!r}: give NAME=FILE, each name once.")
+        out[name] = file
     return out
 
 
@@ -194,3 +228,16 @@ def _print_table(card: ScoreCard, *, quiet: bool) -> None:
         from ..data_specs.issues import Issue
 
         echo_issues((Issue(**issue) for issue in card.issues), err=True)  # type: ignore[arg-type]
+
+
+def _print_leaderboard(tables: Mapping[str, Any]) -> None:
+    """The challenge's leaderboard layout, where the edition has one."""
+    if "leaderboard" not in tables:
+        return
+    table = tables["leaderboard"]
+    rows = [
+        ["–" if cell != cell else f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row]
+        for row in table.values
+    ]
+    click.echo()
+    echo_table(list(table.columns), rows, title="leaderboard layout, local references")

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data_specs.containers import open_entry
 from ..data_specs.errors import InvalidFile, UsageError
@@ -28,6 +28,9 @@ from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
 from .score_options import SUBSETS, ScoreOptions, Subset
 from .scorecard import ScoreCard, ScoreResult, write_scorecard
+
+if TYPE_CHECKING:
+    from .vcc2026.bundle import TruthBundle
 
 HASH_BYTES = 2**22
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
@@ -64,6 +67,8 @@ def score(
     threads: int | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     references: Mapping[str, Any] | None = None,
+    no_target_genes: bool = False,
+    target_map: Mapping[str, str | None] | None = None,
     progress: Progress | None = None,
 ) -> Scored:
     """Score predictions against real cells.
@@ -73,8 +78,8 @@ def score(
     pred
         Path of an `.h5ad` (cells or mean effects) or `.vcc`, or an AnnData in memory.
     truth
-        Path or AnnData with the real cells, controls included; a mapping {context: path or AnnData} or a list of
-        them is read as one. Neither input is modified.
+        Path or AnnData with the real cells, controls included, or a truth bundle; a mapping {context: path or
+        AnnData} or a list of them is read as one. Neither input is modified.
     edition, profile
         Rules and metrics: an edition id, a TOML path or an `Edition`, and one of its profiles (None: the default).
     split, subset
@@ -85,6 +90,8 @@ def score(
         Name of the entry in tables; the file's stem when None.
     references
         What an overall score needs beyond the truth; see the edition.
+    no_target_genes, target_map
+        See `ScoreOptions`.
     progress
         Called with (done, total, text).
 
@@ -117,6 +124,8 @@ def score(
         threads=threads,
         block_bytes=block_bytes,
         references=dict(references or {}),
+        no_target_genes=no_target_genes,
+        target_map=target_map,
     )
     timings: dict[str, float] = {}
     started = time.perf_counter()
@@ -125,7 +134,9 @@ def score(
     timings["validate"] = time.perf_counter() - started
     with ExitStack() as stack:
         pred_source = _open_prediction(pred, stack)
-        truths = [(context, _open(item, context or "truth", stack)) for context, item in truth_items]
+        truths = [
+            (context, _open_truth(item, context or "truth", rules, stack)) for context, item in truth_items
+        ]
         measured = time.perf_counter()
         truth_source = _one_truth(truths, rules, options)
         result = load_pipeline(rules.scoring.pipeline)(
@@ -167,6 +178,9 @@ def _validated(
     """Warnings and notes of validation. Raises `InvalidFile` with the problems of all files when one has errors."""
     from .validate import validate
 
+    if edition.scoring.pipeline == "vcc2026":
+        # Its scoring has its own rules (controls, any number of cells); the entry's are those of `vcbench validate`.
+        return []
     # The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
     items = [pred]
     items += [item for _, item in truths if edition.scoring.pipeline == "core"]
@@ -205,7 +219,32 @@ def _open(item: Any, role: str, stack: ExitStack) -> Part:
     raise UsageError(f"the {role} is a {type(item).__name__}; a path or an AnnData is needed.")
 
 
-def _one_truth(truths: list[tuple[str | None, Part]], edition: Edition, options: ScoreOptions) -> Source:
+def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Part | TruthBundle:
+    from .vcc2026.bundle import TruthBundle, is_bundle, read_bundle
+
+    if isinstance(item, TruthBundle):
+        return item
+    if isinstance(item, (str, os.PathLike)) and is_bundle(item):
+        return read_bundle(item, edition=edition.id)
+    return _open(item, role, stack)
+
+
+def _one_truth(
+    truths: list[tuple[str | None, Part | TruthBundle]], edition: Edition, options: ScoreOptions
+) -> Any:
+    from .vcc2026.bundle import TruthBundle, join_bundles
+
+    bundles = [(context, item) for context, item in truths if isinstance(item, TruthBundle)]
+    if bundles:
+        if len(bundles) < len(truths):
+            raise UsageError("truth bundles and real files cannot be mixed; build a bundle of each.")
+        return join_bundles(bundles)
+    return _one_source(
+        [(context, item) for context, item in truths if not isinstance(item, TruthBundle)], edition, options
+    )
+
+
+def _one_source(truths: list[tuple[str | None, Part]], edition: Edition, options: ScoreOptions) -> Source:
     if len(truths) == 1 and truths[0][0] is None:
         return truths[0][1]
     column = options.context_col or edition.file.context_column or "context"
@@ -219,7 +258,7 @@ def _stem(source: Source) -> str:
 def _inputs(
     pred: Any,
     pred_source: Source,
-    truths: list[tuple[str | None, Part]],
+    truths: list[tuple[str | None, Part | TruthBundle]],
     split: PathLike | Split | None,
 ) -> dict[str, dict[str, Any]]:
     out = {"prediction": _described(pred_source)}
@@ -231,7 +270,11 @@ def _inputs(
     return out
 
 
-def _described(source: Source) -> dict[str, Any]:
+def _described(source: Source | TruthBundle) -> dict[str, Any]:
+    from .vcc2026.bundle import TruthBundle
+
+    if isinstance(source, TruthBundle):
+        return {"name": source.name, "sha256": source.sha256, "kind": "truth bundle"}
     shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": source.matrix.storage}
     if isinstance(source, H5ad):
         return _file_record(source.path) | shape

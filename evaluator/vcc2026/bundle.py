@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ...data_specs.atomic import atomic_folder
-from ...data_specs.errors import InvalidFile
+from ...data_specs.errors import InvalidFile, UsageError
 from ...data_specs.issues import make_issue
 from .baselines import collect_rows, memory_cells
 from .bulks import Bulks
@@ -25,6 +25,7 @@ from .columns import Ends
 from .de import DETable
 from .references import read_anchor, read_baseline
 from .sides import RealSide
+from .targets import TargetRule
 
 BUNDLE_VERSION = 1
 MANIFEST = "manifest.json"
@@ -52,9 +53,10 @@ class TruthBundle:
         return file_hash(self.path / MANIFEST)
 
     @property
-    def contexts(self) -> tuple[str, ...]:
-        """The contexts of the truth, sorted; one empty name when the file did not say."""
-        return tuple(entry["context"] for entry in self.manifest["contexts"])
+    def rule(self) -> TargetRule:
+        """How labels found their own gene when the ends were measured."""
+        stored = self.manifest["options"]
+        return TargetRule(dict(stored["target_map"] or {}), bool(stored["no_target_genes"]))
 
     def sides(self) -> list[RealSide]:
         """The truth's side of every context, arrays memory-mapped."""
@@ -91,6 +93,62 @@ class TruthBundle:
             memory_cells(rows, genes, np.zeros(n_rows(rows), np.int64), name=f"{self.name} control"),
             DETable(**{name: load(f"de_{name}") for name in _DE_NAMES}),
         )
+
+
+@dataclass(frozen=True)
+class JoinedBundles:
+    """Bundles of several contexts, used as one."""
+
+    parts: tuple[tuple[str, TruthBundle], ...]
+
+    @property
+    def name(self) -> str:
+        """The names of all parts."""
+        return " + ".join(bundle.name for _, bundle in self.parts)
+
+    @property
+    def rule(self) -> TargetRule:
+        """The rule that all parts share."""
+        return self.parts[0][1].rule
+
+    def sides(self) -> list[RealSide]:
+        """The truth's side of every context."""
+        return [replace(bundle.sides()[0], context=context) for context, bundle in self.parts]
+
+    @property
+    def ends(self) -> dict[str, Ends]:
+        """Baseline and replicate values of every context."""
+        return {context: next(iter(bundle.ends.values())) for context, bundle in self.parts}
+
+
+def join_bundles(parts: Sequence[tuple[str | None, TruthBundle]]) -> TruthBundle | JoinedBundles:
+    """One bundle as it is, or several as one; a given context names the only context of its bundle.
+
+    Raises
+    ------
+    UsageError
+        Several bundles, and one has more than one context or none of its name, two share a context, or their genes
+        or target genes differ.
+    """
+    if len(parts) == 1 and parts[0][0] is None:
+        return parts[0][1]
+    named: dict[str, TruthBundle] = {}
+    first = parts[0][1]
+    for given, bundle in parts:
+        stored = [entry["context"] for entry in bundle.manifest["contexts"]]
+        if len(stored) > 1:
+            raise UsageError(
+                f"bundle {bundle.name} holds {len(stored)} contexts; it is used alone, without CONTEXT=."
+            )
+        context = given or stored[0]
+        if not context or context in named:
+            raise UsageError(f"bundle {bundle.name}: give each its own context, --truth CONTEXT=BUNDLE.")
+        if bundle.manifest["genes"] != first.manifest["genes"] or bundle.rule != first.rule:
+            raise UsageError(
+                f"bundles {first.name} and {bundle.name} have other genes or other target genes."
+            )
+        named[context] = bundle
+    return JoinedBundles(tuple(sorted(named.items())))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE, REPLICATE = "from_baseline", "from_replicate"
+PLATFORM_NAMES = {
+    "pds_cosine": "pds",
+    "expr_mse_unbiased_capped_norm": "mse",
+    "de_wilcoxon_lfc_nmae": "nmae",
+    "de_wilcoxon_direction_fidelity_yield_raw": "fid",
+    "de_wilcoxon_direction_reach_raw": "reach",
+    "de_wilcoxon_sig_jaccard": "jac",
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,34 @@ def score_table(scored: Sequence[ContextScores]) -> pd.DataFrame:
         "contribution",
     )
     return pd.DataFrame({name: [row.get(name) for row in rows] for name in names})
+
+
+def leaderboard(scored: Sequence[ContextScores]) -> pd.DataFrame:
+    """The platform's layout: one row per context and their mean; the overall score, the six scores, the six values.
+
+    NaN where references or metrics are missing.
+    """
+    import pandas as pd
+
+    rows = []
+    for context in scored:
+        found = context.column(REPLICATE)
+        row: dict[str, Any] = {"context": context.context or "all"}
+        row["score_avg"] = found.average if found and all(m in found.scores for m in SCORED) else math.nan
+        for metric in SCORED:
+            short = PLATFORM_NAMES[metric]
+            row[f"score_{short}"] = (
+                found.scores[metric].score if found and metric in found.scores else math.nan
+            )
+        for metric in SCORED:
+            row[PLATFORM_NAMES[metric]] = context.values.aggregate.get(metric, math.nan)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if len(rows) > 1:
+        numbers = [name for name in table.columns if name != "context"]
+        mean = {"context": "mean", **{name: float(table[name].mean(skipna=False)) for name in numbers}}
+        table = pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
+    return table
 
 
 def _reference(references: Mapping[str, Any], kind: str, context: str, contexts: Sequence[str]) -> Any:

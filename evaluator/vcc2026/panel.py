@@ -129,7 +129,7 @@ def match_prediction(
                 )
             present.discard(columns.control)
             missing, extra = sorted(set(perturbations) - present), sorted(present - set(perturbations))
-            if missing or extra:
+            if rows.any() and (missing or extra):
                 found = f"{place}missing {first_of(missing)}, not in the truth {first_of(extra)}"
                 issues.append(
                     _issue(

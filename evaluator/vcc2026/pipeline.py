@@ -13,7 +13,7 @@ from ..score_options import ScoreOptions
 from ..scorecard import MetricValue, ScoreResult, finite_or_none
 from .catalog import ENTRIES, NORM, resolve
 from .cells import Cells
-from .columns import ContextScores, Ends, competition_score, score_contexts, score_table
+from .columns import ContextScores, Ends, competition_score, leaderboard, score_contexts, score_table
 from .measure import PanelValues, measure, needs_bulk, needs_cells, needs_de
 from .panel import Columns, TruthCells, match_prediction, read_truth
 from .sides import RealSide, bulk_panel, de_panel, measure_pred, measure_real
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...data_specs.sources import Source
     from ...data_specs.spec_models import Edition, Profile
     from ..pipelines import Progress
-    from .bundle import TruthBundle
+    from .bundle import JoinedBundles, TruthBundle
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ContextResult:
 
 def score_vcc2026(
     pred: Source,
-    truth: Source | TruthBundle,
+    truth: Source | TruthBundle | JoinedBundles,
     *,
     edition: Edition,
     profile: Profile,
@@ -63,7 +63,7 @@ def score_vcc2026(
     UsageError
         An option that this edition does not have.
     """
-    from .bundle import TruthBundle
+    from .bundle import JoinedBundles, TruthBundle
 
     if options.matrix == "log1p":
         raise UsageError("edition vcc2026 scores raw counts; log1p files are not read.")
@@ -72,7 +72,7 @@ def score_vcc2026(
     names = resolve(profile.metrics)
     rule = target_rule(options)
     columns = Columns.of(edition, options)
-    if isinstance(truth, TruthBundle):
+    if isinstance(truth, (TruthBundle, JoinedBundles)):
         rule = _bundle_rule(truth, options)
         results, notes = _score_bundle(pred, truth, names, columns, options, rule, progress)
         ends = truth.ends
@@ -88,16 +88,14 @@ def target_rule(options: ScoreOptions) -> TargetRule:
     return TargetRule(dict(options.target_map or {}), options.no_target_genes)
 
 
-def _bundle_rule(bundle: TruthBundle, options: ScoreOptions) -> TargetRule:
+def _bundle_rule(bundle: TruthBundle | JoinedBundles, options: ScoreOptions) -> TargetRule:
     """The rule the bundle's ends were measured with. Raises `UsageError` when the caller asks for another one."""
-    stored = bundle.manifest["options"]
-    rule = TargetRule(dict(stored["target_map"] or {}), bool(stored["no_target_genes"]))
     asked = options.no_target_genes or options.target_map is not None
-    if asked and target_rule(options) != rule:
+    if asked and target_rule(options) != bundle.rule:
         raise UsageError(
             f"bundle {bundle.name} was built with other target genes; build it again with these options."
         )
-    return rule
+    return bundle.rule
 
 
 def _score_cells(
@@ -128,7 +126,7 @@ def _score_cells(
 
 def _score_bundle(
     pred: Source,
-    bundle: TruthBundle,
+    bundle: TruthBundle | JoinedBundles,
     names: Sequence[str],
     columns: Columns,
     options: ScoreOptions,
@@ -215,7 +213,7 @@ def assemble(
         score_reason=reason,
         parameters=parameters,
         notes=(*notes, *left_out),
-        tables={"score_columns": score_table(scored)},
+        tables={"score_columns": score_table(scored), "leaderboard": leaderboard(scored)},
     )
 
 
