@@ -83,7 +83,10 @@ class Steps:
 
     def save(self) -> None:
         """Write the commands and the log."""
-        script = "#!/bin/sh\n# Run in a folder that holds copies of gene_names.csv and pert_counts.csv.\nset -e\nmkdir -p runs predictions entries scores\n"
+        script = (
+            "#!/bin/sh\n# Run in a folder that holds copies of gene_names.csv and pert_counts.csv.\n"
+            "set -e\nmkdir -p runs predictions entries scores\n"
+        )
         (self.folder / MARKER).write_text(script + "\n".join(self.commands) + "\n", encoding="utf-8")
         (self.folder / "log.txt").write_text(self.log.getvalue(), encoding="utf-8")
 
@@ -166,7 +169,7 @@ def _best(folder: Path) -> str:
     table = pd.read_csv(folder / "leaderboard.csv")
     ranked = table[table["rank"].notna() & (table["n_filled"] == 0)]
     complete = ranked[ranked["table"] != "Rows that every entry predicts"]
-    return str((complete if len(complete) else ranked).sort_values("rank")["name"].iloc[0])
+    return str((complete if len(complete) else ranked)["name"].tolist()[0])
 
 
 def _pack_challenge_file(steps: Steps, best: str, data: Path, split: Path) -> None:

@@ -56,7 +56,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a leaderboard: mean and count per metric, rows filled, rank (equal values share one; None: unranked)."""
+    """One line of a leaderboard: mean and n per metric, rows filled, rank (equal values share one; None: unranked)."""
 
     name: str
     values: dict[str, float]
@@ -265,8 +265,12 @@ def _aggregate(entry: Entry, name: str, inside: np.ndarray) -> tuple[float, int]
 def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
     sign = -1.0 if better == "higher" else 1.0
 
+    def value_of(row: Row) -> float:
+        # Values that differ only by rounding share a rank.
+        return float(f"{row.values[by]:.9g}")
+
     def order(row: Row) -> tuple[bool, bool, float, str]:
-        value = row.values[by]
+        value = value_of(row)
         return (
             row.name != PERFECT,
             bool(np.isnan(value)),
@@ -277,7 +281,7 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
     out: list[Row] = []
     place, rank, last = 0, 0, None
     for row in sorted(rows, key=order):
-        value = row.values[by]
+        value = value_of(row)
         is_ranked = row.name != PERFECT and not np.isnan(value)
         if is_ranked:
             place += 1
