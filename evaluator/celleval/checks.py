@@ -15,7 +15,7 @@ from .scale import LOG1P_LIMIT, Scale, ValueScan, detected_kind
 
 def gene_issues(pred: Source, truth: Source) -> list[Issue]:
     """Gene lists that differ, repeat a name, or come in another order."""
-    issues = [issue for source in (truth, pred) for issue in _repeated_genes(source)]
+    issues = [issue for source in (truth, pred) for issue in repeated_gene_issues(source)]
     where = f"{pred.name}:/var/_index"
     if np.array_equal(pred.genes, truth.genes):
         return issues
@@ -46,7 +46,8 @@ def gene_issues(pred: Source, truth: Source) -> list[Issue]:
     return issues
 
 
-def _repeated_genes(source: Source) -> list[Issue]:
+def repeated_gene_issues(source: Source) -> list[Issue]:
+    """Gene names that occur more than once."""
     names, counts = np.unique(source.genes.astype(str), return_counts=True)
     if (counts == 1).all():
         return []

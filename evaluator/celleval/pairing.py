@@ -90,6 +90,35 @@ def open_pairs(
     return pairs, warnings
 
 
+def open_alone(source: Source, *, edition: Edition, options: ScoreOptions) -> Side:
+    """One file as one context, with all its perturbations; for the ceiling and the mean baseline.
+
+    Raises
+    ------
+    InvalidFile
+        The labels or values cannot be used (E567, E569 to E577).
+    """
+    column = options.pert_col or edition.file.perturbation_column
+    control = options.control or edition.file.control_label
+    issues = checks.row_kind_issues(source, edition.id) + checks.repeated_gene_issues(source)
+    issues += checks.column_issues(source, [column])
+    if issues:
+        raise InvalidFile(sort_issues(issues))
+    table = _table(source, column, None)
+    labels = {label for label in table.labels if label is not None}
+    issues += checks.unlabelled_issues(source, column, table.labels)
+    issues += checks.control_issues(source, labels, column, control, "")
+    targets = tuple(sorted(labels - {control}))
+    if not targets:
+        issues.append(checks.nothing_issue(source, ""))
+    if issues:
+        raise InvalidFile(sort_issues(issues))
+    side, issues, _ = _open_side("truth", table, "", targets, control, edition=edition, options=options)
+    if side is None:
+        raise InvalidFile(sort_issues(issues))
+    return side
+
+
 def _table(source: Source, column: str, context_column: str | None) -> _Table:
     labels = source.labels(column).values()
     if context_column is None:
