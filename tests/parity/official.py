@@ -33,6 +33,7 @@ def run_celleval(
     *,
     profile: str,
     tables: bool = False,
+    ceiling: bool = False,
     against: dict[str, str] | None = None,
     score_columns: tuple[str, ...] = (),
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def run_celleval(
     job = {
         "profile": profile,
         "tables": tables,
+        "ceiling": ceiling,
         "score_columns": score_columns,
         "panels": [
             {

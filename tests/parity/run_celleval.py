@@ -1,7 +1,7 @@
 """Score panels with the official cell-eval; run by a Python that has it installed.
 
 Usage: python run_celleval.py JOB.json OUT.json
-JOB.json: {"profile", "threads"?, "tables"?, "score_columns"?,
+JOB.json: {"profile", "threads"?, "tables"?, "ceiling"?, "score_columns"?,
            "panels": [{"name", "pred", "truth", "column", "control", "score_against"?}]}.
 OUT.json: versions and, per panel, its per-target table, its aggregate table, its DE tables and the seconds
 taken; null stays null and NaN is the text "NaN".
@@ -58,6 +58,9 @@ def main(job_path: str, out_path: str) -> None:
             if job.get("tables"):
                 for side in ("real", "pred"):
                     entry[f"{side}_de"] = plain(pl.read_csv(Path(folder) / f"{side}_de.csv"))
+            if job.get("ceiling"):
+                raw, corrected = evaluator.compute_ceiling(profile=job["profile"], write_csv=False, seed=0)
+                entry["ceiling_results"], entry["ceiling"] = plain(raw), plain(corrected)
         aggregates[panel["name"]] = aggregate
         base = panel.get("score_against")
         if base is not None:

@@ -8,6 +8,7 @@ from parity.celleval_panels import PANELS, write_panels
 from parity.official import number, run_celleval, tool_python
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.specs import load_edition
+from vcbench.evaluator.celleval.ceiling import data_ceiling
 from vcbench.evaluator.celleval.pairing import open_pairs
 from vcbench.evaluator.celleval.pipeline import build_panel, score_celleval
 from vcbench.evaluator.celleval.rules import Rules
@@ -30,7 +31,7 @@ def panels(tmp_path_factory):
 def official(panels, tmp_path_factory):
     python = tool_python("VCBENCH_PARITY_PYTHON", "cell_eval")
     folder = tmp_path_factory.mktemp("official")
-    return run_celleval(python, list(panels.values()), folder, profile="full", tables=True)
+    return run_celleval(python, list(panels.values()), folder, profile="full", tables=True, ceiling=True)
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,19 @@ def test_de_tables(name, panels, official):
             np.testing.assert_allclose(values[rows], expected, rtol=rtol, atol=0, err_msg=f"{side} {column}")
         expected = np.array([number(v) for v in theirs["log2_fold_change"]]).reshape(-1, n_genes)
         np.testing.assert_allclose(mine.log2_fold_change[rows], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in PANELS if name != "same_truth_twice"])
+def test_ceiling(name, panels, official):
+    with H5ad(panels[name].truth) as truth:
+        mine = data_ceiling(truth, edition=EDITION, profile=EDITION.profile("full"), options=ScoreOptions())
+    raw, corrected = (official["panels"][name][key] for key in ("ceiling_results", "ceiling"))
+    order = np.argsort(raw["perturbation"])
+    assert mine.results["perturbation"].tolist() == [raw["perturbation"][i] for i in order]
+    for metric in sorted(set(raw) - NOT_COMPARED - {"perturbation"}):
+        expected = [number(raw[metric][i]) for i in order]
+        got = [number(v) for v in mine.results[metric]]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[metric], err_msg=metric)
+        np.testing.assert_allclose(
+            mine.values[metric], number(corrected[metric][0]), rtol=0, atol=1e-6, err_msg=metric
+        )
