@@ -17,6 +17,8 @@ from .pairing import Key, Side
 
 # Up to this many genes the covariance matrix (8 bytes x genes squared) is formed and solved exactly.
 EXACT_GENES = 5000
+# Below this a full factorisation is fastest; above, Lanczos iterations to machine precision.
+FACTORED_GENES = 1500
 CHUNK_ROWS = 1024
 OVERSAMPLING, ITERATIONS = 20, 8
 
@@ -63,10 +65,22 @@ def fit_space(side: Side, *, n_components: int, seed: int, block_bytes: int) -> 
     n_components = min(n_components, n_genes)
     if n_genes <= EXACT_GENES:
         mean, covariance = _covariance(side, n_rows, block_bytes)
-        last = n_genes - 1
-        _, vectors = scipy.linalg.eigh(covariance, subset_by_index=(n_genes - n_components, last))
-        return CellSpace(mean, np.ascontiguousarray(vectors[:, ::-1]))
+        return CellSpace(mean, _leading_axes(covariance, n_components, n_rows))
     return _subspace_iteration(side, n_rows, n_components, seed, block_bytes)
+
+
+def _leading_axes(covariance: np.ndarray, n_components: int, n_rows: int) -> np.ndarray:
+    """Eigenvectors of the largest eigenvalues, largest first, shape (G, n_components)."""
+    n_genes = len(covariance)
+    # Lanczos needs more directions with variance than it is asked for.
+    if n_genes <= FACTORED_GENES or n_rows <= 2 * n_components:
+        _, vectors = scipy.linalg.eigh(covariance, subset_by_index=(n_genes - n_components, n_genes - 1))
+    else:
+        from scipy.sparse.linalg import eigsh
+
+        start = np.random.default_rng(0).standard_normal(n_genes)
+        _, vectors = eigsh(covariance, k=n_components, which="LA", v0=start)
+    return np.ascontiguousarray(vectors[:, ::-1])
 
 
 def _covariance(side: Side, n_rows: int, block_bytes: int) -> tuple[np.ndarray, np.ndarray]:

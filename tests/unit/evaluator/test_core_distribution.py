@@ -113,6 +113,14 @@ def test_exact_space_equals_sklearn(side, block_bytes):
         np.testing.assert_allclose(cdist(cells, cells), cdist(theirs, theirs), atol=1e-9)
 
 
+def test_lanczos_equals_the_factorisation(side, monkeypatch):
+    truth, _, _ = side
+    factored = spaces.fit_space(truth, n_components=12, seed=0, block_bytes=2**20)
+    monkeypatch.setattr(spaces, "FACTORED_GENES", 10)
+    found = spaces.fit_space(truth, n_components=12, seed=0, block_bytes=2**20)
+    np.testing.assert_allclose(np.abs(np.sum(found.axes * factored.axes, axis=0)), 1.0, atol=1e-10)
+
+
 def test_iterated_space_is_near_the_exact_one_and_repeatable(side, monkeypatch):
     truth, _, _ = side
     exact = spaces.fit_space(truth, n_components=3, seed=0, block_bytes=2**20)
