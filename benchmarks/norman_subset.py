@@ -20,17 +20,17 @@ import numpy as np
 from vcbench.baselines.predict import write_mean_effects
 from vcbench.baselines.registry import default_suite
 from vcbench.baselines.suite import SuiteEntry, run_suite, write_perfect
-from vcbench.data_specs.convert import convert
+from vcbench.data_specs.conversion import convert
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.specs import load_dataset
 from vcbench.data_specs.split_file import Split, write_split
 from vcbench.data_specs.splits import draw_split
 from vcbench.data_specs.splits.labels_table import read_labels
 from vcbench.data_specs.standard import read_meta
-from vcbench.evaluator.compare import Leaderboard, compare, format_value, read_entries
-from vcbench.evaluator.score import score
-from vcbench.evaluator.validate import validate
-from vcbench.submission.pack import pack
+from vcbench.evaluator.leaderboard import Leaderboard, compare, format_value, read_entries
+from vcbench.evaluator.scoring import score
+from vcbench.evaluator.validation import validate
+from vcbench.submission.packing import pack
 
 COLUMNS = (
     "pearson_delta",

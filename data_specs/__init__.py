@@ -19,6 +19,7 @@ _EXPORTS = {
     "UsageError": "errors",
     "VCBenchError": "errors",
     "check_standard": "schema_check",
+    "convert": "conversion",
     "dataset_ids": "specs",
     "draw_split": "splits",
     "edition_ids": "specs",

@@ -129,7 +129,7 @@ def convert(src: str, spec: str, out: str, output_format: str, force: bool, quie
     \b
     Example: vcbench data convert norman2019_subset.h5ad --spec norman2019_subset -o norman.h5ad
     """
-    from .convert import convert as convert_file
+    from .conversion import convert as convert_file
     from .specs import load_dataset
 
     done = convert_file(

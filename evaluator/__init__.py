@@ -9,9 +9,10 @@ _EXPORTS = {
     "MetricSpec": "metrics.spec",
     "MetricValue": "scorecard",
     "ScoreCard": "scorecard",
-    "compare": "compare",
-    "score": "score",
-    "validate": "validate",
+    "compare": "leaderboard",
+    "read_entries": "leaderboard",
+    "score": "scoring",
+    "validate": "validation",
 }
 __all__ = sorted(_EXPORTS)
 

@@ -39,8 +39,8 @@ def compare(
       vcbench compare a/ b/ c/ --by mse_top20_de --html leaderboard.html
     """
     from ..data_specs.atomic import check_output
-    from .compare import compare as run_compare
-    from .compare import format_value, read_entries, write_csv, write_html
+    from .leaderboard import compare as run_compare
+    from .leaderboard import format_value, read_entries, write_csv, write_html
 
     for path in (html, csv_path):
         if path:

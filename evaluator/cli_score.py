@@ -103,7 +103,7 @@ def score(
       vcbench score pred.h5ad --truth real.h5ad --edition core --split split.csv -o card/
       vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
     """
-    from .score import score as run_score
+    from .scoring import score as run_score
     from .vcc2026.targets import read_target_map
 
     if out:

@@ -21,7 +21,7 @@ from ..data_specs.cli_support import (
 
 if TYPE_CHECKING:
     from .checks.value_scan import Progress
-    from .validate import ValidationReport
+    from .validation import ValidationReport
 
 # Decoding, sorting and summing a block takes several copies of it.
 BLOCKS_IN_MEMORY = 8
@@ -61,7 +61,7 @@ def validate(
 
     Exit code 0: valid (warnings allowed); 1: invalid; 2: wrong usage.
     """
-    from .validate import validate as run_validate
+    from .validation import validate as run_validate
 
     block = _LARGEST_BLOCK if memory is None else memory // BLOCKS_IN_MEMORY
     with _progress(quiet) as progress:

@@ -9,10 +9,12 @@ _EXPORTS = {
     "ControlPool": "control_pool",
     "EmissionReport": "emission",
     "EmittedGroup": "emission",
-    "Inspection": "inspect_file",
-    "PackResult": "pack",
+    "Inspection": "inspection",
+    "PackResult": "packing",
     "emit_cells": "emission",
-    "inspect_file": "inspect_file",
+    "inspect_file": "inspection",
+    "pack": "packing",
+    "unpack": "unpacking",
 }
 __all__ = sorted(_EXPORTS)
 

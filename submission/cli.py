@@ -23,8 +23,8 @@ from ..data_specs.cli_support import (
 )
 
 if TYPE_CHECKING:
-    from .inspect_file import Inspection
-    from .pack import PackResult
+    from .inspection import Inspection
+    from .packing import PackResult
 
 _MODES = ("tile", "shift", "scale", "counts", "thin")
 
@@ -80,7 +80,7 @@ def pack(
     **options: Any,
 ) -> None:
     """Turn predictions (cells, mean effects or a run folder) into a valid entry."""
-    from .pack import pack as run_pack
+    from .packing import pack as run_pack
 
     progress = None if quiet or not sys.stderr.isatty() else _show_progress
     result = run_pack(
@@ -141,7 +141,7 @@ def _print_pack(result: PackResult) -> None:
 @format_option
 def unpack(entry: str, out: str, force: bool, quiet: bool, output_format: str) -> None:
     """Turn a submission file back into the h5ad it holds."""
-    from .unpack import unpack as run_unpack
+    from .unpacking import unpack as run_unpack
 
     result = run_unpack(entry, out=out, force=force)
     if output_format == "json":
@@ -169,7 +169,7 @@ def unpack(entry: str, out: str, force: bool, quiet: bool, output_format: str) -
 @format_option
 def inspect(file: str, tmp: str | None, output_format: str) -> None:
     """Show what is in an h5ad or a submission file."""
-    from .inspect_file import inspect_file
+    from .inspection import inspect_file
 
     result = inspect_file(file, tmp=tmp)
     if output_format == "json":

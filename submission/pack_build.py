@@ -34,7 +34,7 @@ from .pack_rows import (
 )
 
 if TYPE_CHECKING:
-    from .pack import PackOptions
+    from .packing import PackOptions
 
 _BYTES_PER_ENTRY = 8
 

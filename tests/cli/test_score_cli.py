@@ -12,7 +12,7 @@ from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.split_file import Split, write_split
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.cli_score import parse_truths
-from vcbench.evaluator.score import file_sha256, score
+from vcbench.evaluator.scoring import file_sha256, score
 from vcbench.evaluator.scorecard import read_scorecard
 
 GENES = [f"G{i:03d}" for i in range(24)]

@@ -15,10 +15,10 @@ from builders import standard_h5ad
 from packing_files import TARGETS, pack_files
 from parity.official import tool_python
 from vcbench.data_specs.containers import open_entry
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 from vcbench.submission.emission_rules import MODES
-from vcbench.submission.inspect_file import inspect_file
-from vcbench.submission.pack import pack
+from vcbench.submission.inspection import inspect_file
+from vcbench.submission.packing import pack
 
 pytestmark = pytest.mark.parity
 SCORED = ("cells", *MODES)

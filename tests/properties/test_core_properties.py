@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from core_support import cell_file, draw_cells, split_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 
 GENES = [f"G{i:03d}" for i in range(30)]
 TRAIN, TEST = [("K", "G001")], [("K", "G002"), ("K", "G003+G004"), ("L", "G002")]

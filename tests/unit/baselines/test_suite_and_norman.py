@@ -100,7 +100,7 @@ def test_diagnosis_by_hand():
 def norman(tmp_path_factory):
     if not NORMAN.exists() or not GO.exists():
         pytest.skip(f"real data not found in {REAL}")
-    from vcbench.data_specs.convert import convert
+    from vcbench.data_specs.conversion import convert
     from vcbench.data_specs.specs import load_dataset
 
     out = tmp_path_factory.mktemp("norman") / "norman.h5ad"

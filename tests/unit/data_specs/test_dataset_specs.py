@@ -3,7 +3,7 @@
 import pytest
 from vcbench.data_specs import dataset_ids, load_dataset
 from vcbench.data_specs.cards import dataset_card
-from vcbench.data_specs.convert import recipe_of
+from vcbench.data_specs.conversion import recipe_of
 from vcbench.data_specs.errors import SpecError, UnknownName
 
 BROKEN = """

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from builders import GENES, standard_h5ad
-from vcbench.data_specs.convert import convert
+from vcbench.data_specs.conversion import convert
 from vcbench.data_specs.errors import InvalidFile
 from vcbench.data_specs.gmt import read_gmt
 from vcbench.data_specs.schema_check import check_standard

@@ -8,7 +8,7 @@ import pytest
 from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.errors import UnknownName, UsageError
 from vcbench.evaluator.cli import cli
-from vcbench.evaluator.compare import compare, read_entries
+from vcbench.evaluator.leaderboard import compare, read_entries
 from vcbench.evaluator.scorecard import MetricValue, ScoreCard, ScoreResult, write_scorecard
 
 ROWS = [("K562", "A"), ("K562", "B"), ("K562", "C")]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from core_support import cell_file, mean_file
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 
 GENES = ("G1", "G2", "G3", "G4", "G5")
 # d = (2, 0, 1, -3, 0) and e = (1, 0, 0, -2, 1); each group has two cells at mean +- 0.1, so |t| = |d| / sqrt(0.02).

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 
 GENES = [f"G{i:03d}" for i in range(70)]
 CONTEXTS = ("A549", "K562")

@@ -7,7 +7,7 @@ import pytest
 from core_support import cell_file, draw_cells, log_normalized, mean_file
 from vcbench.evaluator.metrics import gears
 from vcbench.evaluator.metrics.spec import family_metrics
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 
 GOLDEN = Path(__file__).parents[3] / "../shared/data/golden/gears_0.1.2.npz"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN} is not here")

@@ -13,7 +13,7 @@ from vcbench.data_specs.errors import InvalidFile, UsageError
 from vcbench.data_specs.issues import catalogue
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.core.pairing import match
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 from vcbench.evaluator.score_options import ScoreOptions
 
 GENES = [f"G{i:03d}" for i in range(12)]

@@ -14,7 +14,7 @@ from vcbench.evaluator.core.aggregate import effect_tier, subgroup
 from vcbench.evaluator.metrics.base import Null
 from vcbench.evaluator.metrics.spec import family_metrics
 from vcbench.evaluator.profiles import resolve_profile
-from vcbench.evaluator.score import score
+from vcbench.evaluator.scoring import score
 
 GENES = [f"G{i:03d}" for i in range(45)]
 CONTEXTS = ("A549", "K562")

@@ -11,7 +11,7 @@ from builders_entry import defect, entry_labels, replace_dataset, small_edition,
 from validate_support import codes_of, expect
 from vcbench.data_specs.containers import write_vcc2025
 from vcbench.data_specs.errors import OutputError, UnknownName
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from builders_entry import (
     write_entry,
 )
 from validate_support import codes_of, expect
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from validate_support import codes_of, expect
 from vcbench.data_specs.errors import UsageError
 from vcbench.data_specs.h5ad_write import write_h5ad_dense
 from vcbench.data_specs.standard import MatrixMeta, StandardMeta
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 
 LABELS = entry_labels()
 N = len(LABELS)

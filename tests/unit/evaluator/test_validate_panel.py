@@ -15,7 +15,7 @@ from validate_support import codes_of, expect
 from vcbench.data_specs.h5ad_write import write_h5ad_dense
 from vcbench.data_specs.standard import MatrixMeta, StandardMeta
 from vcbench.evaluator.reference_files import read_perturbation_list
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.h5ad_write import CsrWriter, write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
 from vcbench.data_specs.temporary import TEMP_PREFIX
-from vcbench.evaluator.validate import validate
+from vcbench.evaluator.validation import validate
 from vcbench.submission import pack as pack_module
 from vcbench.submission import pack_rows
 from vcbench.submission.emission_rules import MODES
-from vcbench.submission.inspect_file import inspect_file
-from vcbench.submission.pack import pack
-from vcbench.submission.unpack import unpack
+from vcbench.submission.inspection import inspect_file
+from vcbench.submission.packing import pack
+from vcbench.submission.unpacking import unpack
 
 
 @pytest.fixture
@@ -490,7 +490,7 @@ def test_really_full_disk(files, tmp_path):
             "import sys\n"
             "from vcbench.submission import pack\n"
             "from vcbench.data_specs.errors import OutputError\n"
-            "import vcbench.submission.pack as module\n"
+            "import vcbench.submission.packing as module\n"
             "module._check_space = lambda *a: None\n"
             "try:\n"
             "    module.pack(sys.argv[1], 'vcc2025', out=sys.argv[2], genes=sys.argv[3])\n"

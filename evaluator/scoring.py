@@ -176,7 +176,7 @@ def _validated(
     pred: Any, truths: list[tuple[str | None, Any]], edition: Edition, options: ScoreOptions
 ) -> list[Issue]:
     """Warnings and notes of validation. Raises `InvalidFile` with the problems of all files when one has errors."""
-    from .validate import validate
+    from .validation import validate
 
     if edition.scoring.pipeline == "vcc2026":
         # Its scoring has its own rules (controls, any number of cells); the entry's are those of `vcbench validate`.

@@ -28,7 +28,7 @@ from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
 from ..data_specs.temporary import remove_leftovers, temporary_path
 from ..evaluator.reference_files import read_gene_list, read_perturbation_list
-from ..evaluator.validate import validate
+from ..evaluator.validation import validate
 from .emission_rules import Mode
 from .pack_build import Build, Draft
 from .pack_inputs import Problems, ReadOptions, check_list, gene_order, prediction_path, read_part
