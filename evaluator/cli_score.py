@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     help="What the overall score needs: baseline=agg.csv, anchor=anchor_agg.parquet.",
 )
 @click.option(
+    "--baseline", metavar="FILE|published", help="Short for --reference baseline=…: an agg_results.csv, or `published`."
+)
+@click.option(
     "--no-target-genes", is_flag=True, help="vcc2026: perturbations have no target gene to leave out."
 )
 @click.option(
@@ -87,6 +90,7 @@ def score(
     matrix: Any,
     name: str | None,
     references: tuple[str, ...],
+    baseline: str | None,
     no_target_genes: bool,
     target_map: str | None,
     seed: int,
@@ -121,7 +125,7 @@ def score(
             context_col=context_col,
             matrix=matrix,
             name=name,
-            references=parse_references(references),
+            references=parse_references((*references, *([f"baseline={baseline}"] if baseline else []))),
             no_target_genes=no_target_genes,
             target_map=None if target_map is None else read_target_map(target_map),
             seed=seed,

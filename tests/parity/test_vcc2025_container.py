@@ -15,6 +15,7 @@ from builders import standard_h5ad
 from packing_files import TARGETS, pack_files
 from parity.official import tool_python
 from vcbench.data_specs.containers import open_entry
+from vcbench.evaluator.scoring import score
 from vcbench.evaluator.validation import validate
 from vcbench.submission.emission_rules import MODES
 from vcbench.submission.inspection import inspect_file
@@ -102,6 +103,26 @@ def test_packed_entry_is_scored_by_the_official_tool(name, official):
         mean = next(row for row in csv.DictReader(handle) if row["statistic"] == "mean")
     assert {"overlap_at_N", "mae", "discrimination_score_l1"} <= set(mean)
     assert 0 < float(mean["mae"]) < 1
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_packed_entry_scores_the_same_here(name, official):
+    with (official / f"{name}-scores" / "agg_results.csv").open(newline="") as handle:
+        mean = next(row for row in csv.DictReader(handle) if row["statistic"] == "mean")
+    ours = score(official / f"{name}.vcc", official / "truth" / "pred.h5ad", edition="vcc2025").card.metrics
+    for metric in ("mae", "discrimination_score_l1"):
+        assert ours[metric].value == pytest.approx(float(mean[metric]), abs=1e-6)
+
+
+def test_official_entry_is_scored_here(official, prepared):
+    scored = score(
+        prepared, official / "truth" / "pred.h5ad", edition="vcc2025", references={"baseline": "published"}
+    )
+    same = official / "cells.vcc"
+    ours = score(same, official / "truth" / "pred.h5ad", edition="vcc2025", references={"baseline": "published"})
+    assert scored.card.score is not None and scored.card.score == pytest.approx(ours.card.score, abs=1e-3)
+    for name, value in scored.card.metrics.items():
+        assert value.value == pytest.approx(ours.card.metrics[name].value, abs=1e-6)
 
 
 def test_official_entry_is_read_and_valid(prepared, files):
