@@ -51,6 +51,26 @@ def truth() -> None:
     help="Cells of a mean response: all equal, or control cells scaled to it.",
 )
 @click.option(
+    "--min-cells",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="context-mean: cells a perturbation needs to enter the mean.",
+)
+@click.option(
+    "--max-residual",
+    type=click.FloatRange(min=0),
+    default=0.3,
+    show_default=True,
+    help="context-mean: largest share of its target's control expression that a perturbation may keep.",
+)
+@click.option(
+    "--exclude-target-gene/--keep-target-gene",
+    default=True,
+    show_default=True,
+    help="generic: leave each perturbation out of the mean of its own gene.",
+)
+@click.option(
     "--anchor/--no-anchor", default=True, show_default=True, help="Replicate anchors: what scores 1."
 )
 @click.option("--splits", type=click.IntRange(min=1), default=5, show_default=True, help="Replicate splits.")
@@ -79,6 +99,9 @@ def build(
     out: str,
     baseline: str,
     emission: Any,
+    min_cells: int,
+    max_residual: float,
+    exclude_target_gene: bool,
     anchor: bool,
     splits: int,
     base_seed: int,
@@ -109,6 +132,9 @@ def build(
         profile=profile,
         baseline=baseline,
         emission=emission,
+        min_cells=min_cells,
+        max_residual=max_residual,
+        exclude_target_gene=exclude_target_gene,
         anchor=anchor,
         n_splits=splits,
         base_seed=base_seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...data_specs.errors import UsageError
+from ...data_specs.issues import first_of
 from ..score_options import ScoreOptions
 from ..scorecard import MetricValue, ScoreResult, finite_or_none
 from .catalog import ENTRIES, NORM, resolve
@@ -17,7 +18,7 @@ from .columns import ContextScores, Ends, competition_score, leaderboard, score_
 from .measure import PanelValues, measure, needs_bulk, needs_cells, needs_de
 from .panel import Columns, TruthCells, match_prediction, read_truth
 from .sides import RealSide, bulk_panel, de_panel, measure_pred, measure_real
-from .targets import TargetRule
+from .targets import TargetRule, gene_index
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ class ContextResult:
     n_cells_truth: np.ndarray
     n_cells_pred: np.ndarray
     n_control: int
+    genes: tuple[str, ...]
 
 
 def score_vcc2026(
@@ -79,6 +81,7 @@ def score_vcc2026(
     else:
         results, notes = _score_cells(pred, truth, names, columns, options, rule, progress)
         ends = Ends.from_references(options.references, [result.context for result in results])
+    notes += [note for result in results if (note := _unresolved_note(result, rule))]
     scored = score_contexts(edition, [(r.context, r.values) for r in results], ends)
     return assemble(edition, names, results, scored, notes=notes, parameters=_parameters(columns, rule, ends))
 
@@ -96,6 +99,19 @@ def _bundle_rule(bundle: TruthBundle | JoinedBundles, options: ScoreOptions) -> 
             f"bundle {bundle.name} was built with other target genes; build it again with these options."
         )
     return bundle.rule
+
+
+def _unresolved_note(result: ContextResult, rule: TargetRule) -> str | None:
+    """Which labels keep their own gene because no gene of the axis bears its name."""
+    labels = result.values.perturbations
+    index = gene_index(result.genes)
+    unresolved = [
+        label for label in labels if (gene := rule.gene_of(label)) is not None and gene not in index
+    ]
+    if not unresolved:
+        return None
+    place = f"{result.context}: " if result.context else ""
+    return f"{place}no target gene is left out for {first_of(unresolved)}: not among the genes (--target-map names it)."
 
 
 def _score_cells(
@@ -182,7 +198,7 @@ def score_context(
         extra=extra,
     )
     n_cells = real.bulks.n_cells
-    return ContextResult(real.context, values, n_cells[:-1], pred.bulks.n_cells, int(n_cells[-1]))
+    return ContextResult(real.context, values, n_cells[:-1], pred.bulks.n_cells, int(n_cells[-1]), real.genes)
 
 
 def assemble(

@@ -26,6 +26,12 @@ class TargetRule:
     genes: Mapping[str, str | None] = field(default_factory=dict)
     none_for_rest: bool = False
 
+    def gene_of(self, label: str) -> str | None:
+        """The gene that a label targets, or None when it is declared to have none."""
+        if label in self.genes:
+            return self.genes[label]
+        return None if self.none_for_rest else label
+
     def own_genes(
         self, labels: Sequence[str], index: Mapping[str, int], *, trust_map: bool = False
     ) -> tuple[np.ndarray, int]:
@@ -37,13 +43,12 @@ class TargetRule:
         columns = np.full(len(labels), -1, dtype=np.int64)
         resolved = 0
         for position, label in enumerate(labels):
-            mapped = label in self.genes
-            gene = self.genes[label] if mapped else None if self.none_for_rest else label
+            gene = self.gene_of(label)
             if gene is None:
                 resolved += 1
                 continue
             columns[position] = index.get(gene, -1)
-            resolved += columns[position] >= 0 or (mapped and trust_map)
+            resolved += columns[position] >= 0 or (label in self.genes and trust_map)
         return columns, int(resolved)
 
     def own_genes_checked(
