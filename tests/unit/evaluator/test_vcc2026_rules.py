@@ -1,0 +1,573 @@
+"""Scoring rules, edge cases, storage, contexts, bundles, commands and the platform import of edition vcc2026."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from hashlib import sha256
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from vcbench.data_specs.cli_support import run as run_command
+from vcbench.data_specs.errors import InvalidFile, MetricError, UsageError
+from vcbench.data_specs.h5ad import H5ad
+from vcbench.data_specs.memory_source import MemorySource
+from vcbench.data_specs.specs import load_edition
+from vcbench.evaluator.cli import cli
+from vcbench.evaluator.platform_results import import_platform_result, read_platform_result
+from vcbench.evaluator.profiles import resolve_profile
+from vcbench.evaluator.score_options import ScoreOptions
+from vcbench.evaluator.scorecard import read_scorecard
+from vcbench.evaluator.scoring import score
+from vcbench.evaluator.truth import build_truth
+from vcbench.evaluator.vcc2026.anchors import group_order, replicate_anchor
+from vcbench.evaluator.vcc2026.baselines import context_mean, generic_response
+from vcbench.evaluator.vcc2026.bulks import measure_bulks
+from vcbench.evaluator.vcc2026.bundle import read_bundle
+from vcbench.evaluator.vcc2026.cells import Cells
+from vcbench.evaluator.vcc2026.de import de_table
+from vcbench.evaluator.vcc2026.fingerprints import perturbations_fingerprint, source_fingerprint
+from vcbench.evaluator.vcc2026.panel import Columns, read_truth
+from vcbench.evaluator.vcc2026.pipeline import score_vcc2026
+from vcbench.evaluator.vcc2026.sides import measure_real
+from vcbench.evaluator.vcc2026.targets import TargetRule
+from vcc2026_panels import CONTROL, annotated, random_panel, write
+
+EDITION = load_edition("vcc2026")
+COLUMNS = Columns("target", CONTROL, "context")
+OPTIONS = ScoreOptions(pert_col="target")
+
+
+@cache
+def arms():
+    return random_panel(1)
+
+
+def run(pred=None, real=None, *, profile="vcc2026", **options):
+    return score_vcc2026(
+        MemorySource(arms()["pred"] if pred is None else pred, name="pred"),
+        MemorySource(arms()["real"] if real is None else real, name="real"),
+        edition=EDITION,
+        profile=resolve_profile(EDITION, profile),
+        options=ScoreOptions(**{"pert_col": "target", **options}),
+        progress=lambda *_: None,
+    )
+
+
+def values(result):
+    return {name: value.value for name, value in result.metrics.items()}
+
+
+def changed(arm, edit):
+    adata = arms()[arm].copy()
+    edited = edit(adata)
+    return adata if edited is None else edited
+
+
+def set_value(value):
+    def edit(adata):
+        x = adata.X.toarray().astype(np.float64)
+        x[0, 0] = value
+        adata.X = sp.csr_matrix(x)
+
+    return edit
+
+
+def rename(new):
+    def edit(adata):
+        adata.obs["target"] = [new.get(label, label) for label in adata.obs["target"]]
+
+    return edit
+
+
+def swap_genes(adata):
+    adata.var_names = [*adata.var_names[1:2], *adata.var_names[:1], *adata.var_names[2:]]
+
+
+def repeat_gene(adata):
+    adata.var_names = [adata.var_names[1], *adata.var_names[1:]]
+
+
+def drop_label(adata):
+    adata.obs["target"] = [None if i == 0 else label for i, label in enumerate(adata.obs["target"])]
+
+
+def two_contexts(adata):
+    adata.obs["context"] = ["A" if i % 2 else "B" for i in range(adata.n_obs)]
+
+
+DEFECTS = {
+    "E580": ("pred", lambda a: a[:, :-1].copy()),
+    "E581": ("pred", swap_genes),
+    "E582": ("pred", lambda a: a.obs.rename(columns={"target": "other"}, inplace=True)),
+    "E583": ("pred", rename({"G3": "G4"})),
+    "E584": ("real", rename({CONTROL: "control"})),
+    "E585": ("pred", set_value(-1)),
+    "E586": ("pred", set_value(1.5)),
+    "E587": ("pred", set_value(1_000_001)),
+    "E588": ("pred", set_value(np.nan)),
+    "E589": ("real", repeat_gene),
+    "E590": ("pred", drop_label),
+    "E591": ("real", two_contexts),
+    "E592": ("real", lambda a: a[a.obs["target"] == CONTROL].copy()),
+}
+
+
+@pytest.mark.parametrize("code", sorted(DEFECTS))
+def test_every_scoring_rule_has_a_coded_issue(code):
+    arm, edit = DEFECTS[code]
+    broken = changed(arm, edit)
+    with pytest.raises(InvalidFile) as caught:
+        run(**{arm: broken})
+    issue = next(i for i in caught.value.issues if i.code == code)
+    assert issue.where.startswith("pred" if code == "E591" else arm) and issue.found and issue.expected
+    assert issue.fix.startswith("vcbench ")
+
+
+def test_problems_of_a_file_are_reported_together():
+    def edit(adata):
+        set_value(-1.5)(adata)
+        rename({"G3": "G4"})(adata)
+
+    with pytest.raises(InvalidFile) as caught:
+        run(pred=changed("pred", edit))
+    assert {issue.code for issue in caught.value.issues} == {"E583", "E585", "E586"}
+
+
+@pytest.mark.parametrize(("value", "accepted"), [(3.0000005, True), (2.9999995, True), (3.00001, False)])
+def test_whole_numbers_have_a_small_tolerance(value, accepted):
+    pred = changed("pred", set_value(value))
+    if accepted:
+        assert run(pred=pred).metrics["pds_cosine"].value is not None
+    else:
+        with pytest.raises(InvalidFile, match="E586"):
+            run(pred=pred)
+
+
+def test_a_million_counts_are_accepted():
+    pred = changed("pred", set_value(0))
+    rest = float(pred.X[0].sum())
+    assert run(pred=changed("pred", set_value(1_000_000 - rest))).metrics["pds_cosine"].n == 4
+
+
+# ---- what must not change results ----
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.toarray(),
+        lambda x: sp.csc_matrix(x),
+        lambda x: sp.csr_matrix(x.astype(np.int64)),
+        lambda x: x.toarray().astype(np.uint8),
+        lambda x: sp.csr_matrix(x.astype(np.float64)),
+    ],
+    ids=["dense", "csc", "int64", "uint8", "float64"],
+)
+def test_storage_and_dtype_do_not_matter(form):
+    pred, real = arms()["pred"].copy(), arms()["real"].copy()
+    pred.X, real.X = form(pred.X), form(real.X)
+    assert values(run(pred=pred, real=real, profile="full")) == values(run(profile="full"))
+
+
+def test_block_size_and_threads_do_not_matter():
+    whole = values(run(profile="full"))
+    assert values(run(profile="full", block_bytes=700)) == whole
+    assert values(run(profile="full", threads=1)) == whole
+
+
+def test_column_budget_does_not_matter():
+    truth = read_truth(MemorySource(arms()["real"]), COLUMNS, OPTIONS)[0]
+    bulks = measure_bulks([truth.cells], 5, 60)
+    shared = {"n_cells": bulks.n_cells, "mean_cpm": bulks.mean_cpm}
+    one = de_table([truth.cells], **shared)
+    many = de_table([truth.cells], **shared, budget_bytes=1)
+    assert np.array_equal(one.p_value, many.p_value) and np.array_equal(one.p_adj, many.p_adj)
+
+
+def test_order_of_cells_does_not_matter_and_inputs_stay():
+    order = np.random.default_rng(0).permutation(arms()["pred"].n_obs)
+    before = arms()["pred"].X.copy()
+    shuffled = values(run(pred=arms()["pred"][order].copy()))
+    assert shuffled == {name: pytest.approx(v, rel=1e-12) for name, v in values(run()).items()}
+    assert (before != arms()["pred"].X).nnz == 0
+
+
+def test_predicted_controls_are_left_out_and_may_be_missing():
+    full = run()
+    assert any("control cells of the prediction were left out" in note for note in full.notes)
+    pred = arms()["pred"]
+    assert values(run(pred=pred[pred.obs["target"] != CONTROL].copy())) == values(full)
+
+
+# ---- the jackknife ----
+
+
+def direct_noise(x, target_sum=5e4):
+    sums, n = x.sum(axis=0), len(x)
+    total = sums.sum()
+    if n < 2 or total <= 0:
+        return 0.0
+    rest = total - x.sum(axis=1)
+    v = np.zeros_like(x)
+    some = rest > 0
+    v[some] = np.log1p(target_sum * (sums - x[some]) / rest[some, None])
+    v -= np.log1p(sums * (target_sum / total))
+    return max((n - 1) / n * ((v**2).sum(axis=0) - v.sum(axis=0) ** 2 / n).sum(), 0.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: rng.poisson(rng.gamma(0.5, 4.0, 30), (200, 30)),
+        lambda rng: rng.poisson(2.0, (7, 30)),
+        lambda rng: np.vstack([rng.poisson(2.0, (80, 30)), np.full((1, 30), 900)]),
+        lambda rng: np.vstack([np.eye(1, 30, 3) * 7, np.zeros((4, 30))]),
+        lambda rng: np.vstack([rng.poisson(3.0, (1, 30))]),
+        lambda rng: np.zeros((3, 30)),
+    ],
+    ids=["series", "few_cells", "one_dominates", "one_cell_has_all", "one_cell", "empty"],
+)
+def test_noise_equals_the_direct_jackknife(make):
+    x = make(np.random.default_rng(5)).astype(float)
+    adata = annotated(x, ["p"] * len(x), tuple(f"g{i}" for i in range(30)))
+    bulks = measure_bulks([Cells(MemorySource(adata), np.zeros(len(x), np.int64))], 1, 30)
+    assert bulks.noise[0] == pytest.approx(direct_noise(x), rel=1e-11, abs=1e-13)
+
+
+def test_equal_cells_have_no_noise():
+    adata = annotated(np.tile(np.arange(1, 11.0), (50, 1)), ["p"] * 50, tuple(f"g{i}" for i in range(10)))
+    bulks = measure_bulks([Cells(MemorySource(adata), np.zeros(50, np.int64))], 1, 10)
+    assert bulks.noise[0] == pytest.approx(0.0, abs=1e-15)
+
+
+def test_control_gate_is_strict():
+    x = np.zeros((4, 3))
+    x[:, 0], x[:, 1] = 5, 6
+    x[:, 2] = 1_000_000 - 11
+    adata = annotated(x, ["p", "p", CONTROL, CONTROL], ("five", "six", "rest"))
+    cells = Cells(MemorySource(adata), np.array([0, 0, 1, 1]))
+    bulks = measure_bulks([cells], 2, 3)
+    assert de_table([cells], n_cells=bulks.n_cells, mean_cpm=bulks.mean_cpm).genes.tolist() == [1, 2]
+
+
+# ---- contexts ----
+
+
+def with_contexts(arm, names=("A", "B")):
+    parts = []
+    for name in names:
+        part = arms()[arm].copy() if name == "A" else random_panel(11)[arm].copy()
+        part.obs["context"] = name
+        parts.append(part)
+    joined = ad.concat(parts, index_unique="-")
+    joined.obs["target"] = joined.obs["target"].astype(str)
+    return joined
+
+
+def test_contexts_are_scored_apart_and_averaged():
+    both = run(pred=with_contexts("pred"), real=with_contexts("real"))
+    first, second = values(run()), values(run(pred=random_panel(11)["pred"], real=random_panel(11)["real"]))
+    for name, value in both.metrics.items():
+        assert value.value == pytest.approx((first[name] + second[name]) / 2, rel=1e-12), name
+        assert both.strata["context=A"][name].value == pytest.approx(first[name], rel=1e-12)
+    assert sorted(set(both.per_perturbation["context"])) == ["A", "B"]
+    assert both.tables["leaderboard"]["context"].tolist() == ["A", "B", "mean"]
+
+
+def test_one_context_of_a_larger_entry_can_be_scored():
+    real = arms()["real"].copy()
+    real.obs["context"] = "A"
+    assert values(run(pred=with_contexts("pred"), real=real)) == values(run())
+
+
+# ---- options and refusals ----
+
+
+def test_target_options():
+    plain = values(run())
+    none = values(run(no_target_genes=True))
+    assert none["de_wilcoxon_sig_jaccard"] != plain["de_wilcoxon_sig_jaccard"]
+    named = run(target_map={label: label for label in ("G0", "G3", "G6")} | {"Z9": None})
+    assert values(named) == plain
+    assert any("'Z9'" in note for note in run().notes) and not any("Z9" in note for note in named.notes)
+    renamed = rename({"G0": "G0-1", "G3": "G3-1", "G6": "G6-1"})
+    with pytest.raises(MetricError, match="--target-map"):
+        run(pred=changed("pred", renamed), real=changed("real", renamed))
+
+
+def test_options_that_this_edition_does_not_have():
+    with pytest.raises(UsageError, match="raw counts"):
+        run(matrix="log1p")
+
+
+def test_a_metric_that_cannot_be_computed_fails_the_run():
+    noise = np.random.default_rng(0).poisson(0.3, (120, 40)).astype(float)
+    noise[:, 0] += 1
+    labels = [f"G{i % 3}" if i < 60 else CONTROL for i in range(120)]
+    adata = annotated(noise, labels, tuple(f"G{i}" for i in range(40)))
+    with pytest.raises(MetricError, match="no further from control than noise"):
+        run(pred=adata, real=adata)
+
+
+def test_exact_copy_of_the_truth():
+    copy = values(run(pred=arms()["real"], profile="full"))
+    assert copy["expr_mse_unbiased_capped_norm"] < 0 and copy["pds_cosine"] == 1.0
+    for name, perfect in (("sig_jaccard", 1), ("direction_reach_raw", 1), ("lfc_nmae", 0), ("sig_recall", 1)):
+        assert copy[f"de_wilcoxon_{name}"] == perfect
+
+
+# ---- anchors and baselines ----
+
+
+def test_anchors_need_two_cells_of_each_label():
+    real = arms()["real"]
+    keep = np.flatnonzero((real.obs["target"] != "G3").to_numpy())
+    one = np.flatnonzero((real.obs["target"] == "G3").to_numpy())[:1]
+    truth = read_truth(MemorySource(real[np.sort(np.r_[keep, one])].copy()), COLUMNS, OPTIONS)[0]
+    full = measure_real(truth, need_de=True)
+    with pytest.raises(InvalidFile, match="E595"):
+        replicate_anchor(
+            truth, full, ("pds_cosine",), TargetRule(), order=group_order(truth, "target", CONTROL)
+        )
+
+
+def test_generic_response_leaves_out_own_genes():
+    truth = read_truth(MemorySource(arms()["real"]), COLUMNS, OPTIONS)[0]
+    real = measure_real(truth, need_de=False)
+    x, labels = arms()["real"].X.toarray().astype(float), arms()["real"].obs["target"].to_numpy()
+    means = {label: x[labels == label].mean(axis=0) for label in ("G0", "G3", "G6", "Z9")}
+    found = generic_response(real, TargetRule())
+    assert found.profile[0] == pytest.approx(np.mean([means[k][0] for k in ("G3", "G6", "Z9")]))
+    assert found.profile[1] == pytest.approx(np.mean([m[1] for m in means.values()]))
+    assert found.facts == {"n_perturbations": 4, "n_excluded": 3}
+    everyone = context_mean(real, TargetRule(), min_cells=1, max_residual=1e9)
+    assert everyone.profile == pytest.approx(np.mean(list(means.values()), axis=0))
+    with pytest.raises(MetricError, match="no perturbation has 1000 cells"):
+        context_mean(real, TargetRule(), min_cells=1000)
+
+
+# ---- fingerprints ----
+
+
+def test_fingerprints_see_content_not_category_order(tmp_path):
+    memory = MemorySource(arms()["real"])
+    with H5ad(write(arms()["real"], tmp_path / "real.h5ad")) as file:
+        for strict in (True, False):
+            assert source_fingerprint(file, "target", strict=strict) == source_fingerprint(
+                memory, "target", strict=strict, block_bytes=900
+            )
+    dense = arms()["real"].copy()
+    dense.X = dense.X.toarray()
+    assert source_fingerprint(MemorySource(dense), "target") != source_fingerprint(memory, "target")
+    loose = source_fingerprint(MemorySource(dense), "target", strict=False)
+    assert loose == source_fingerprint(memory, "target", strict=False)
+    expected = "sha256:" + sha256(b"A\nB").hexdigest()
+    assert perturbations_fingerprint(["B", "A ", "", "B"]) == expected
+
+
+# ---- bundles and commands ----
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    return {arm: write(adata, folder / f"{arm}.h5ad") for arm, adata in arms().items()}
+
+
+@pytest.fixture(scope="module")
+def bundle(files, tmp_path_factory):
+    return build_truth(
+        files["real"], tmp_path_factory.mktemp("bundle") / "b", pert_col="target", baseline=str(files["base"])
+    )
+
+
+def test_bundle_scores_as_the_real_file(files, bundle):
+    direct = score(files["pred"], files["real"], edition="vcc2026", pert_col="target")
+    through = score(files["pred"], bundle.path, edition="vcc2026", pert_col="target")
+    assert {n: v.value for n, v in direct.card.metrics.items()} == {
+        n: v.value for n, v in through.card.metrics.items()
+    }
+    assert direct.card.score is None and "truth build" in str(direct.card.score_reason)
+    table = through.result.tables["score_columns"]
+    average = table[(table["metric"] == "avg_score") & (table["column"] == "from_replicate")]["score"]
+    assert through.card.score == pytest.approx(float(average.iloc[0]))
+    assert through.card.inputs["truth"]["sha256"] == bundle.sha256
+    context = bundle.path / "context_0"
+    given = score(
+        files["pred"],
+        files["real"],
+        edition="vcc2026",
+        pert_col="target",
+        references={"baseline": context / "baseline_agg.csv", "anchor": context},
+    )
+    assert given.card.score == through.card.score
+
+
+def test_bundles_of_contexts_join(files, bundle, tmp_path):
+    pred = with_contexts("pred", ("A", "A"))
+    pred.obs["context"] = ["A"] * (pred.n_obs // 2) + ["B"] * (pred.n_obs // 2)
+    path = tmp_path / "entry.h5ad"
+    pred.write_h5ad(path)
+    truths = [("A", bundle.path), ("B", bundle.path)]
+    joined = score(path, truths, edition="vcc2026", pert_col="target")
+    alone = score(files["pred"], bundle.path, edition="vcc2026", pert_col="target")
+    assert joined.card.score == pytest.approx(alone.card.score)
+    assert joined.result.tables["leaderboard"]["context"].tolist() == ["A", "B", "mean"]
+    with pytest.raises(UsageError, match="cannot be mixed"):
+        score(path, [("A", bundle.path), ("B", files["real"])], edition="vcc2026", pert_col="target")
+    with pytest.raises(UsageError, match="its own context"):
+        score(path, [(None, bundle.path), (None, bundle.path)], edition="vcc2026", pert_col="target")
+
+
+def test_bundle_with_other_target_genes_is_refused(files, bundle):
+    with pytest.raises(UsageError, match="other target genes"):
+        score(files["pred"], bundle.path, edition="vcc2026", pert_col="target", no_target_genes=True)
+    with pytest.raises(UsageError, match="need the real cells"):
+        score(files["pred"], bundle.path, edition="vcc2026", pert_col="target", profile="cell")
+
+
+def test_a_changed_bundle_is_refused(files, tmp_path):
+    made = build_truth(files["real"], tmp_path / "b", pert_col="target", baseline="none", anchor=False)
+    assert made.ends[""].zeros == {} == made.ends[""].ones
+    array = made.path / "context_0" / "bulk_noise.npy"
+    raw = bytearray(array.read_bytes())
+    raw[-1] ^= 1
+    array.write_bytes(bytes(raw))
+    with pytest.raises(InvalidFile, match=r"bulk_noise\.npy was changed"):
+        read_bundle(made.path)
+    array.unlink()
+    with pytest.raises(InvalidFile, match="E593"):
+        read_bundle(made.path)
+    with pytest.raises(InvalidFile, match="edition 'vcc2026'"):
+        read_bundle(made.path, edition="core")
+    with pytest.raises(InvalidFile, match=r"no readable manifest\.json"):
+        read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--baseline", "context-mean", "--min-cells", "20", "--max-residual", "9"],
+        ["--baseline", "generic", "--emission", "dispersed"],
+    ],
+)
+def test_truth_build_and_score_commands(arguments, files, tmp_path, capsys):
+    # Two splits are enough here; the ends of a tiled mean define a scale on this panel.
+    out = str(tmp_path / "bundle")
+    shared = ["--edition", "vcc2026", "--pert-col", "target", "--quiet"]
+    code = run_command(
+        cli,
+        [
+            "truth",
+            "build",
+            str(files["real"]),
+            "-o",
+            out,
+            "--splits",
+            "2",
+            "--format",
+            "json",
+            *arguments,
+            *shared,
+        ],
+    )
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    manifest = json.loads(captured.out)["manifest"]
+    assert manifest["contexts"][0]["anchor"]["seeds"] == [2968811710, 3677149159]
+    assert manifest["contexts"][0]["baseline"]["kind"] == arguments[1]
+    code = run_command(
+        cli, ["score", str(files["pred"]), "--truth", out, *shared, "-o", str(tmp_path / "card")]
+    )
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "score_avg" in captured.out and "score:" in captured.out
+    assert read_scorecard(tmp_path / "card").score is not None
+    assert (tmp_path / "card" / "score_columns.csv").exists()
+    assert run_command(cli, ["truth", "build", str(files["real"]), "-o", out, *shared]) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_truth_build_refuses_other_editions_and_foreign_folders(files, tmp_path, capsys):
+    assert (
+        run_command(
+            cli, ["truth", "build", str(files["real"]), "--edition", "core", "-o", str(tmp_path / "b")]
+        )
+        == 2
+    )
+    assert "no truth bundles" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    arguments = [
+        "truth",
+        "build",
+        str(files["real"]),
+        "--edition",
+        "vcc2026",
+        "-o",
+        str(tmp_path / "mine"),
+        "--force",
+    ]
+    assert run_command(cli, arguments) == 1
+    assert "holds no truth bundle" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_wrong_reference_options(files, capsys):
+    arguments = [
+        "score",
+        str(files["pred"]),
+        "--truth",
+        str(files["real"]),
+        "--edition",
+        "vcc2026",
+        "--reference",
+        "x",
+    ]
+    assert run_command(cli, arguments) == 2
+    assert "NAME=FILE" in capsys.readouterr().err
+
+
+# ---- results of the platform ----
+
+RESULT = {
+    "score_avg": 0.4,
+    "score_pds": 0.9,
+    "score_mse": 0.3,
+    "score_nmae": 0.1,
+    "score_fid": 0.5,
+    "score_reach": 0.2,
+    "score_jac": 0.4,
+    "pds": 0.93,
+    "mse": 0.71,
+    "nmae": 0.95,
+    "fid": 0.66,
+    "rank": 3,
+    "panel_id": "vcc2026-val-1",
+}
+
+
+def test_platform_result_becomes_a_scorecard(tmp_path):
+    file = tmp_path / "team.json"
+    file.write_text(json.dumps(RESULT))
+    card, result = read_platform_result(file)
+    assert (card.name, card.score) == ("team", 0.4)
+    assert card.metrics["pds_cosine"].value == 0.93
+    assert card.metrics["de_wilcoxon_sig_jaccard"].value is None
+    assert "no raw value" in str(card.metrics["de_wilcoxon_sig_jaccard"].reason)
+    assert card.parameters["platform"] == {"rank": 3, "panel_id": "vcc2026-val-1"}
+    table = result.tables["score_columns"].set_index("metric")["score"]
+    assert table["expr_mse_unbiased_capped_norm"] == 0.3
+    folder = import_platform_result(file, tmp_path / "card", name="platform")
+    assert read_scorecard(folder).name == "platform"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", json.dumps({**RESULT, "score_fid": None})])
+def test_broken_platform_results(text, tmp_path):
+    file = tmp_path / "team.json"
+    file.write_text(text)
+    with pytest.raises(InvalidFile, match="E596"):
+        read_platform_result(file)
