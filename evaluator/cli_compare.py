@@ -33,6 +33,8 @@ def compare(
 ) -> None:
     """Rank the ScoreCards in CARDS (folders that `vcbench score -o` wrote, or a folder of them).
 
+    Result files of the 2026 platform (.json) stand beside them in a table of their own.
+
     \b
     Examples:
       vcbench compare results/
@@ -72,4 +74,6 @@ def compare(
             for row in board.rows
         ]
         echo_table(["rank", "entry", *board.columns, "filled"], rows, title=head)
+        for text in board.notes:
+            click.echo(f"note: {text}")
         click.echo("")

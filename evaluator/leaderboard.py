@@ -53,6 +53,11 @@ class Entry:
             rows = rows[rows["status"] != "refused"]
         return set(zip(rows["context"], rows["perturbation"], strict=True))
 
+    @property
+    def imported(self) -> bool:
+        """Whether the challenge platform made this result: it has values but no rows."""
+        return "platform" in self.card.parameters
+
 
 @dataclass(frozen=True)
 class Row:
@@ -109,7 +114,12 @@ def read_entries(paths: Sequence[str | os.PathLike[str]]) -> list[Entry]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"two ScoreCards are named {repeated[0]!r}; give each `vcbench score --name`.")
-    _refuse_mixtures(entries)
+    _refuse_mixtures([entry for entry in entries if not entry.imported])
+    editions = sorted({entry.card.edition for entry in entries})
+    if len(editions) > 1:
+        raise UsageError(
+            f"the ScoreCards have different editions ({', '.join(editions)}); they are never mixed."
+        )
     return entries
 
 
@@ -120,6 +130,11 @@ def _card_folders(path: Path) -> list[Path]:
 
 
 def _read_entry(folder: Path) -> Entry:
+    from .platform_results import is_platform_result, read_platform_result
+
+    if is_platform_result(folder):
+        card, result = read_platform_result(folder)
+        return Entry(card, result.per_perturbation, folder)
     card = read_scorecard(folder)
     table_file = (folder if folder.is_dir() else folder.parent) / "per_perturbation.csv"
     try:
@@ -131,6 +146,8 @@ def _read_entry(folder: Path) -> Entry:
 
 
 def _refuse_mixtures(entries: Sequence[Entry]) -> None:
+    if not entries:
+        return
     first = entries[0]
     for entry in entries[1:]:
         for label, mine, theirs in (
@@ -175,6 +192,10 @@ def compare(
     UnknownName
         A metric that the ScoreCards do not have.
     """
+    if any(entry.imported for entry in entries):
+        local = [entry for entry in entries if not entry.imported]
+        boards = compare(local, by=by, columns=columns, filler=filler) if local else []
+        return [*boards, _overall_board(entries)]
     known = list(entries[0].card.metrics)
     shown = tuple(
         columns or [c for c in DEFAULT_COLUMNS.get(entries[0].card.edition, ()) if c in known] or known[:8]
@@ -190,6 +211,36 @@ def compare(
     if len(common) < len(keys):
         boards.append(_filled_board(entries, keys, key, shown, filler))
     return boards
+
+
+def _overall_board(entries: Sequence[Entry]) -> Leaderboard:
+    """Overall scores and panel values of local and imported results side by side, not ranked."""
+    imported = next(entry for entry in entries if entry.imported)
+    shown = tuple(imported.card.metrics)
+    better: dict[str, Better] = {"score": "higher"}
+    better |= {name: imported.card.metrics[name].better for name in shown}
+    rows = []
+    for entry in entries:
+        values, n = {"score": float("nan") if entry.card.score is None else entry.card.score}, {"score": 0}
+        for name in shown:
+            metric = entry.card.metrics.get(name)
+            values[name] = float("nan") if metric is None or metric.value is None else metric.value
+            n[name] = 0 if metric is None else metric.n
+        rows.append(Row(entry.name, values, n, 0, None))
+    return Leaderboard(
+        "Overall scores beside those of the platform",
+        imported.card.edition,
+        imported.card.profile,
+        "score",
+        ("score", *shown),
+        better,
+        tuple(rows),
+        0,
+        0,
+        (
+            "local scores and the platform's have other ends; their values per metric compare only on the same truth",
+        ),
+    )
 
 
 def _filled_board(

@@ -63,7 +63,7 @@ def read_platform_result(
         profile=EDITION,
         score=average,
         metrics=metrics,
-        parameters={"platform": facts},
+        parameters={"platform": {**facts, "scores": scores}},
         notes=[NOTE],
     )
     rows = [
@@ -87,6 +87,21 @@ def read_platform_result(
         tables={"score_columns": pd.DataFrame(rows)},
     )
     return card, result
+
+
+def is_platform_result(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a JSON file with a `score_avg`."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    inner = table.get("result") if isinstance(table, dict) else None
+    return isinstance(table, dict) and (
+        "score_avg" in table or (isinstance(inner, dict) and "score_avg" in inner)
+    )
 
 
 def import_platform_result(

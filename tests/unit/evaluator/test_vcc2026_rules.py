@@ -16,6 +16,7 @@ from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.memory_source import MemorySource
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.cli import cli
+from vcbench.evaluator.leaderboard import compare, read_entries
 from vcbench.evaluator.platform_results import import_platform_result, read_platform_result
 from vcbench.evaluator.profiles import resolve_profile
 from vcbench.evaluator.score_options import ScoreOptions
@@ -558,7 +559,8 @@ def test_platform_result_becomes_a_scorecard(tmp_path):
     assert card.metrics["pds_cosine"].value == 0.93
     assert card.metrics["de_wilcoxon_sig_jaccard"].value is None
     assert "no raw value" in str(card.metrics["de_wilcoxon_sig_jaccard"].reason)
-    assert card.parameters["platform"] == {"rank": 3, "panel_id": "vcc2026-val-1"}
+    assert card.parameters["platform"]["rank"] == 3
+    assert card.parameters["platform"]["scores"]["pds_cosine"] == 0.9
     table = result.tables["score_columns"].set_index("metric")["score"]
     assert table["expr_mse_unbiased_capped_norm"] == 0.3
     folder = import_platform_result(file, tmp_path / "card", name="platform")
@@ -571,3 +573,18 @@ def test_broken_platform_results(text, tmp_path):
     file.write_text(text)
     with pytest.raises(InvalidFile, match="E596"):
         read_platform_result(file)
+
+
+def test_platform_results_stand_beside_local_ones(files, bundle, tmp_path, capsys):
+    local = score(files["pred"], bundle.path, edition="vcc2026", pert_col="target")
+    local.write(tmp_path / "local")
+    file = tmp_path / "team.json"
+    file.write_text(json.dumps({"result": RESULT, "name": "team"}))
+    boards = compare(read_entries([tmp_path / "local", file]))
+    assert [board.title for board in boards][-1] == "Overall scores beside those of the platform"
+    rows = {row.name: row for row in boards[-1].rows}
+    assert rows["team"].values["score"] == 0.4 and rows["team"].values["pds_cosine"] == 0.93
+    assert rows["pred"].values["score"] == local.card.score and rows["pred"].rank is None
+    assert run_command(cli, ["compare", str(tmp_path / "local"), str(file)]) == 0
+    assert "team" in capsys.readouterr().out
+    assert len(compare(read_entries([file]))) == 1
