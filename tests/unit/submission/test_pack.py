@@ -20,8 +20,8 @@ from vcbench.data_specs.h5ad_write import CsrWriter, write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
 from vcbench.data_specs.temporary import TEMP_PREFIX
 from vcbench.evaluator.validation import validate
-from vcbench.submission import pack as pack_module
 from vcbench.submission import pack_rows
+from vcbench.submission import packing as pack_module
 from vcbench.submission.emission_rules import MODES
 from vcbench.submission.inspection import inspect_file
 from vcbench.submission.packing import pack
