@@ -1,15 +1,14 @@
 """The catalogue of issues as a whole: complete entries, commands that parse, a test for every code."""
 
 import re
-import shlex
 import string
 from pathlib import Path
 
 import click
 import pytest
+from command_lines import parse
 from vcbench.data_specs.errors import UnknownName
 from vcbench.data_specs.issues import catalogue, issue_kind, make_issue
-from vcbench.evaluator.cli import cli
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = {
@@ -27,26 +26,6 @@ SAMPLE = {
 def filled(template):
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
     return template.format(**{name: SAMPLE.get(name, name.upper()) for name in names})
-
-
-def parse(line):
-    """Parse a command line as click would, without converting values or running anything."""
-    words = shlex.split(line)
-    assert words[0] == "vcbench", line
-    command, context, args = cli, click.Context(cli, info_name="vcbench"), words[1:]
-    while isinstance(command, click.Group):
-        found = command.get_command(context, args[0]) if args else None
-        assert found is not None, f"{line!r} names no command"
-        command, args = found, args[1:]
-        context = click.Context(command, parent=context, info_name=command.name)
-    values, rest, _ = command.make_parser(context).parse_args(args=list(args))
-    assert not rest, f"{line!r}: {rest} is left over"
-    for parameter in command.params:
-        given = values.get(parameter.name)
-        if parameter.required:
-            assert isinstance(given, (str, tuple, list)) and given, f"{line!r} lacks {parameter.name}"
-        if isinstance(parameter.type, click.Choice) and isinstance(given, str):
-            assert given in parameter.type.choices, f"{line!r}: {given!r} is no choice of {parameter.name}"
 
 
 def test_entries_are_complete():
