@@ -109,7 +109,7 @@ class Trainable(ABC):
 
         For draws that hold for an epoch. Must not depend on what an earlier call left behind.
         """
-        return None
+        return
 
     def state(self) -> dict[str, Any]:
         """What must survive a kill beside module, optimizers and generators: tensors, numbers, text, lists, dicts."""
@@ -117,7 +117,7 @@ class Trainable(ABC):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        return None
+        return
 
 
 class SingleLoss(Trainable):
