@@ -32,6 +32,7 @@ from .columns import Ends, score_contexts
 from .fingerprints import perturbations_fingerprint, source_fingerprint
 from .measure import PanelValues, measure
 from .panel import Columns, TruthCells, match_prediction, read_truth
+from .parameters import check_parameters
 from .pipeline import target_rule
 from .sides import PredSide, RealSide, bulk_panel, de_panel, measure_pred, measure_real
 from .targets import TargetRule
@@ -83,6 +84,7 @@ def build_bundle(
     MetricError
         A metric cannot be computed, or baseline and replicates define no scale for a scored member.
     """
+    check_parameters(edition)
     chosen = build or BuildOptions()
     columns, rule = Columns.of(edition, options), target_rule(options)
     names = resolve(profile.metrics)

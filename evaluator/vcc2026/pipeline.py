@@ -17,6 +17,7 @@ from .cells import Cells
 from .columns import ContextScores, Ends, competition_score, leaderboard, score_contexts, score_table
 from .measure import PanelValues, measure, needs_bulk, needs_cells, needs_de
 from .panel import Columns, TruthCells, match_prediction, read_truth
+from .parameters import check_parameters
 from .sides import RealSide, bulk_panel, de_panel, measure_pred, measure_real
 from .targets import TargetRule, gene_index
 
@@ -71,6 +72,7 @@ def score_vcc2026(
         raise UsageError("edition vcc2026 scores raw counts; log1p files are not read.")
     if options.split is not None:
         raise UsageError("edition vcc2026 scores every perturbation of the truth; --split is not used.")
+    check_parameters(edition)
     names = resolve(profile.metrics)
     rule = target_rule(options)
     columns = Columns.of(edition, options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from vcbench.data_specs.cli_support import run as run_command
-from vcbench.data_specs.errors import InvalidFile, MetricError, UsageError
+from vcbench.data_specs.errors import InvalidFile, MetricError, SpecError, UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.memory_source import MemorySource
 from vcbench.data_specs.specs import load_edition
@@ -31,6 +31,7 @@ from vcbench.evaluator.vcc2026.cells import Cells
 from vcbench.evaluator.vcc2026.de import de_table
 from vcbench.evaluator.vcc2026.fingerprints import perturbations_fingerprint, source_fingerprint
 from vcbench.evaluator.vcc2026.panel import Columns, read_truth
+from vcbench.evaluator.vcc2026.parameters import check_parameters
 from vcbench.evaluator.vcc2026.pipeline import score_vcc2026
 from vcbench.evaluator.vcc2026.sides import measure_real
 from vcbench.evaluator.vcc2026.targets import TargetRule
@@ -302,6 +303,13 @@ def test_target_options():
 def test_options_that_this_edition_does_not_have():
     with pytest.raises(UsageError, match="raw counts"):
         run(matrix="log1p")
+
+
+def test_an_edition_with_other_parameters_is_refused():
+    scoring = EDITION.scoring.model_copy(update={"parameters": EDITION.scoring.parameters | {"alpha": 0.1}})
+    with pytest.raises(SpecError, match=r"alpha is 0\.1"):
+        check_parameters(EDITION.model_copy(update={"scoring": scoring}))
+    check_parameters(EDITION)
 
 
 def test_a_metric_that_cannot_be_computed_fails_the_run():
