@@ -32,6 +32,6 @@ def check_parameters(edition: Edition) -> None:
     for name in sorted(set(given) | set(PARAMETERS)):
         if given.get(name) != PARAMETERS.get(name):
             raise SpecError(
-                f"edition {edition.id}: scoring.parameters.{name} is {given.get(name)!r}; the pipeline vcc2026 computes "
-                f"with {PARAMETERS.get(name)!r}."
+                f"edition {edition.id}: scoring.parameters.{name} is {given.get(name)!r}; "
+                f"the pipeline vcc2026 computes with {PARAMETERS.get(name)!r}."
             )
