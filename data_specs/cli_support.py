@@ -205,6 +205,4 @@ def run(group: click.Group, args: Sequence[str] | None = None) -> int:
 def wants_json(args: Sequence[str]) -> bool:
     """True when the command line asks for `--format json`."""
     listed = list(args)
-    return "--format=json" in listed or any(
-        a == "--format" and b == "json" for a, b in pairwise(listed)
-    )
+    return "--format=json" in listed or any(a == "--format" and b == "json" for a, b in pairwise(listed))

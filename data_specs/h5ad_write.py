@@ -30,19 +30,19 @@ class CsrWriter:
         self, file: h5py.File, n_vars: int, dtype: np.dtype, compression: str | None, raw: GuardedFile
     ):
         self._n_vars, self._dtype, self._raw = n_vars, dtype, raw
-        self._group = file.create_group("X")
+        self._group: Any = file.create_group("X")
         options: dict[str, Any] = {"maxshape": (None,), "chunks": (_CHUNK,), "track_times": False}
         if compression:
             options["compression"] = compression
-        self._data = self._group.create_dataset("data", (0,), dtype, **options)
-        self._indices = self._group.create_dataset("indices", (0,), np.int32, **options)
+        self._data: Any = self._group.create_dataset("data", (0,), dtype, **options)
+        self._indices: Any = self._group.create_dataset("indices", (0,), np.int32, **options)
         self._row_ends: list[np.ndarray] = []
         self.n_rows = 0
         self.n_stored = 0
 
     def append(self, block: sp.csr_array | sp.csr_matrix | np.ndarray) -> None:
         """Add rows. Stored zeros are dropped, column indices sorted. `block` is not modified."""
-        rows = sp.csr_array(block)
+        rows: Any = sp.csr_array(block)
         if rows.shape[1] != self._n_vars:
             raise ShapeError(f"a block has {rows.shape[1]:,} genes, the file {self._n_vars:,}.")
         if rows is block or np.shares_memory(rows.data, getattr(block, "data", np.empty(0))):

@@ -105,7 +105,9 @@ class MemorySource:
             return Labels.from_codes(series.cat.codes.to_numpy(), series.cat.categories)
         return Labels.from_values(_plain(series))
 
-    def stored_categories(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> tuple[str, ...] | None:
+    def stored_categories(
+        self, column: str, *, axis: Literal["obs", "var"] = "obs"
+    ) -> tuple[str, ...] | None:
         """The categories of a categorical column in stored order, unused ones included; None for other columns."""
         series = self._column(axis, column)
         return tuple(str(c) for c in series.cat.categories) if hasattr(series, "cat") else None

@@ -63,7 +63,9 @@ if TYPE_CHECKING:
     help="What the overall score needs: baseline=agg.csv, anchor=anchor_agg.parquet.",
 )
 @click.option(
-    "--baseline", metavar="FILE|published", help="Short for --reference baseline=…: an agg_results.csv, or `published`."
+    "--baseline",
+    metavar="FILE|published",
+    help="Short for --reference baseline=…: an agg_results.csv, or `published`.",
 )
 @click.option(
     "--no-target-genes", is_flag=True, help="vcc2026: perturbations have no target gene to leave out."

@@ -12,8 +12,8 @@ from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.split_file import Split, write_split
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.cli_score import parse_truths
-from vcbench.evaluator.scoring import file_sha256, score
 from vcbench.evaluator.scorecard import read_scorecard
+from vcbench.evaluator.scoring import file_sha256, score
 
 GENES = [f"G{i:03d}" for i in range(24)]
 SIZES = {("K562", "control"): 12, ("K562", "G001"): 8, ("K562", "G002"): 8, ("K562", "G001+G002"): 8}

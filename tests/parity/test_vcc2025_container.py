@@ -119,7 +119,9 @@ def test_official_entry_is_scored_here(official, prepared):
         prepared, official / "truth" / "pred.h5ad", edition="vcc2025", references={"baseline": "published"}
     )
     same = official / "cells.vcc"
-    ours = score(same, official / "truth" / "pred.h5ad", edition="vcc2025", references={"baseline": "published"})
+    ours = score(
+        same, official / "truth" / "pred.h5ad", edition="vcc2025", references={"baseline": "published"}
+    )
     assert scored.card.score is not None and scored.card.score == pytest.approx(ours.card.score, abs=1e-3)
     for name, value in scored.card.metrics.items():
         assert value.value == pytest.approx(ours.card.metrics[name].value, abs=1e-6)

@@ -13,8 +13,8 @@ from vcbench.data_specs.errors import InvalidFile, UsageError
 from vcbench.data_specs.issues import catalogue
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.core.pairing import match
-from vcbench.evaluator.scoring import score
 from vcbench.evaluator.score_options import ScoreOptions
+from vcbench.evaluator.scoring import score
 
 GENES = [f"G{i:03d}" for i in range(12)]
 SIZES = {("K562", "control"): 6, ("K562", "G001"): 4, ("K562", "G002"): 5}
