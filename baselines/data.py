@@ -137,7 +137,7 @@ def load_training_data(path: str | os.PathLike[str], split: Split | None) -> Tra
     """
     with H5ad(path) as file:
         rows = standard_rows(file)
-        train, notes = _train_keys(rows, split, file.path)
+        train, notes = train_keys(rows, split, file.path)
         controls = tuple(key for key in rows.keys if key[1] == CONTROL)
         groups = {key: i for i, key in enumerate((*controls, *train))}
         table = np.array([groups.get(key, EXCLUDED) for key in rows.keys] + [EXCLUDED], dtype=np.int64)
@@ -168,7 +168,8 @@ def _sampling_variance(
     return of_mean[len(control_at) :] + of_mean[at]
 
 
-def _train_keys(rows: StandardRows, split: Split | None, path: Path) -> tuple[tuple[Key, ...], list[str]]:
+def train_keys(rows: StandardRows, split: Split | None, path: Path) -> tuple[tuple[Key, ...], list[str]]:
+    """The training rows of a file, sorted, without control, and notes. Raises `InvalidFile` (E672, E673, E676)."""
     present = [key for key in rows.keys if key[1] != CONTROL]
     notes: list[str] = []
     issues: list[Issue] = []

@@ -98,40 +98,58 @@ def write_run(
         best = part / BEST
         best.mkdir(parents=True)
         model.save(best)
-        config = {
-            "run_version": RUN_VERSION,
-            "vcbench_version": version("vcbench"),
-            "model": record.name,
-            "seed": record.seed,
-            "settings": dict(record.settings),
-        }
-        (part / CONFIG).write_text(to_toml(config), encoding="utf-8")
-        inputs = {
-            "dataset_id": record.dataset_id,
-            "data": dict(record.data_file),
-            "features": record.features,
-            "split": None if split is None else {"file": SPLIT, **dict(split.record)},
-            "matrix": {"kind": "log1p", "target_sum": data.target_sum},
-            "train_keys": [list(key) for key in sorted(data.keys)],
-            "n_train_cells": int(np.sum(data.n_cells)),
-            "genes_sha256": genes_sha256(data.genes),
-            "genes": [str(gene) for gene in data.genes],
-            **dict(record.extra),
-        }
-        (part / INPUTS).write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
-        contexts = sorted(data.control_means)
-        np.savez_compressed(
-            part / CONTROLS,
-            contexts=np.array(contexts, dtype=np.str_),
-            means=np.stack([data.control_means[context] for context in contexts]),
-            mean_effect=data.ordered().effects.mean(axis=0),
-        )
-        if split is not None:
-            write_split(split, part / SPLIT)
+        _write_inputs(part, data, record, split)
         lines = "".join(json.dumps(dict(line)) + "\n" for line in record.metrics)
         (part / METRICS).write_text(lines, encoding="utf-8")
         (part / CARD).write_text(record.card, encoding="utf-8")
     return Path(folder)
+
+
+def start_run(
+    folder: str | os.PathLike[str],
+    data: TrainingData,
+    record: RunRecord,
+    *,
+    split: Split | None,
+    force: bool = False,
+) -> Path:
+    """Write a run folder without model, metrics and card, which training adds. Raises `OutputError`."""
+    with atomic_folder(folder, force=force) as part:
+        _write_inputs(part, data, record, split)
+    return Path(folder)
+
+
+def _write_inputs(part: Path, data: TrainingData, record: RunRecord, split: Split | None) -> None:
+    config = {
+        "run_version": RUN_VERSION,
+        "vcbench_version": version("vcbench"),
+        "model": record.name,
+        "seed": record.seed,
+        "settings": dict(record.settings),
+    }
+    (part / CONFIG).write_text(to_toml(config), encoding="utf-8")
+    inputs = {
+        "dataset_id": record.dataset_id,
+        "data": dict(record.data_file),
+        "features": record.features,
+        "split": None if split is None else {"file": SPLIT, **dict(split.record)},
+        "matrix": {"kind": "log1p", "target_sum": data.target_sum},
+        "train_keys": [list(key) for key in sorted(data.keys)],
+        "n_train_cells": int(np.sum(data.n_cells)),
+        "genes_sha256": genes_sha256(data.genes),
+        "genes": [str(gene) for gene in data.genes],
+        **dict(record.extra),
+    }
+    (part / INPUTS).write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
+    contexts = sorted(data.control_means)
+    np.savez_compressed(
+        part / CONTROLS,
+        contexts=np.array(contexts, dtype=np.str_),
+        means=np.stack([data.control_means[context] for context in contexts]),
+        mean_effect=data.ordered().effects.mean(axis=0),
+    )
+    if split is not None:
+        write_split(split, part / SPLIT)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:

@@ -1,0 +1,94 @@
+"""Cells of a standard file for training: rows of training, validation and control, read once, test rows left out."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..data_specs.errors import UsageError
+from ..data_specs.h5ad import H5ad
+from ..data_specs.labels import CONTROL
+from ..data_specs.normalize import to_log1p
+from ..data_specs.split_file import Split
+from ..data_specs.standard import MatrixMeta
+from .data import EXCLUDED, standard_rows, train_keys
+from .training.data import CellData, Space, held_out_cells
+
+
+def load_cells(
+    path: str | os.PathLike[str],
+    split: Split | None,
+    *,
+    space: Space = "log1p",
+    validation: str = "auto",
+) -> CellData:
+    """The cells of a standard file that training may see.
+
+    Without a split every perturbation trains. `validation`: see `TrainingConfig.validation`; validation rows of a
+    split are left out unless they validate. Counts are normalised unless `space` is `counts`.
+
+    Raises
+    ------
+    InvalidFile
+        As `data.load_training_data`.
+    UsageError
+        `space` is counts and the file holds log1p values.
+    """
+    with H5ad(path) as file:
+        rows = standard_rows(file)
+        train, notes = train_keys(rows, split, file.path)
+        if space == "counts" and rows.matrix.kind != "counts":
+            raise UsageError(f"{path}: holds log1p values; the model reads raw counts.")
+        listed = set() if split is None else set(split.keys("validation"))
+        in_split = tuple(sorted(key for key in rows.keys if key in listed and key[1] != CONTROL))
+        chosen = ("perturbations" if in_split else "cells") if validation == "auto" else validation
+        kept_validation = in_split if chosen == "perturbations" else ()
+        controls = tuple(key for key in rows.keys if key[1] == CONTROL)
+        keys = tuple(sorted({*controls, *train, *kept_validation}))
+        at = {key: i for i, key in enumerate(keys)}
+        table = np.array([at.get(key, EXCLUDED) for key in rows.keys] + [EXCLUDED], dtype=np.int64)
+        codes = table[rows.codes]
+        used = codes >= 0
+        x = _read(file, used, rows.matrix if space == "log1p" else MatrixMeta("log1p"))
+        held_out = np.zeros(int(used.sum()), dtype=bool)
+        if chosen == "cells":
+            wanted = np.array([key in set(train) for key in keys], dtype=bool)
+            held_out = held_out_cells(file.obs_names[used].tolist(), codes[used], wanted)
+            notes.append(f"{int(held_out.sum()):,} training cells are held out to choose the best weights.")
+        return CellData(
+            x=x,
+            codes=codes[used],
+            keys=keys,
+            train_keys=train,
+            validation_keys=kept_validation,
+            held_out=held_out,
+            genes=file.genes,
+            target_sum=float(rows.matrix.target_sum or 0.0),
+            space=space,
+            extras={"dataset_id": rows.dataset_id},
+            notes=tuple(notes),
+        )
+
+
+def _read(file: H5ad, used: np.ndarray, matrix: MatrixMeta) -> sp.csr_array:
+    """The used rows as one CSR float32 matrix; blocks are released as they are joined."""
+    blocks: list[sp.csr_array] = []
+    for block in file.row_blocks():
+        keep = used[block.start : block.stop]
+        if keep.any():
+            part = to_log1p(sp.csr_array(block.matrix[keep]), matrix)
+            blocks.append(sp.csr_array(part, dtype=np.float32))
+    n_stored = sum(block.nnz for block in blocks)
+    data = np.empty(n_stored, dtype=np.float32)
+    indices = np.empty(n_stored, dtype=np.int32)
+    bounds = [np.zeros(1, dtype=np.int64)]
+    at = 0
+    for i, block in enumerate(blocks):
+        data[at : at + block.nnz] = block.data
+        indices[at : at + block.nnz] = block.indices
+        bounds.append(block.indptr[1:].astype(np.int64) + at)
+        at += block.nnz
+        blocks[i] = sp.csr_array((0, 0))
+    return sp.csr_array((data, indices, np.concatenate(bounds)), shape=(int(used.sum()), file.n_vars))
