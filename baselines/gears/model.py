@@ -12,11 +12,13 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...data_specs.errors import ShapeError
 from .config import GearsConfig
+from .decoder import decode
 from .graphs import Graph
 from .statistics import Moments, Reduce, alone, batch_normed, moments_of
 
@@ -242,15 +244,41 @@ class GearsNetwork(nn.Module):
     def _decode(
         self, genes: Tensor, perturbed: Tensor, variants: Tensor, counts: Tensor, n_cells: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        joint = torch.relu(genes[variants] + perturbed.unsqueeze(1))
-        rows = joint.flatten(0, 1)
-        weights = counts.repeat_interleave(self.n_genes)
-        decoded = self._weighted_mlp(self.recovery_w, rows, weights).view_as(joint)
-        first_stage = (decoded * self.indv_w1[:, :, 0]).sum(dim=-1)
+        """First-stage outputs without bias, shape (K, G), and log-variances or None."""
+        weights = self.indv_w1[:, :, 0]
+        if self.training:
+            n_rows = n_cells * self.n_genes
+            found = decode(
+                *(genes, perturbed, variants, counts, n_rows), self.recovery_w, weights, reduce=self.reduce
+            )
+            _, norm1, _, _, norm2 = self.recovery_w.network
+            self._track(norm1, found.inner, n_rows)
+            self._track(norm2, found.outer, n_rows)
+            first_stage = found.first_stage
+        else:
+            first_stage = self._decode_evaluation(genes, perturbed, variants)
         if not self.config.uncertainty:
             return first_stage, None
-        spread = self._weighted_mlp(self.uncertainty_w, rows, weights)
+        joint = torch.relu(genes[variants] + perturbed.unsqueeze(1))
+        rows = counts.repeat_interleave(self.n_genes)
+        spread = self._weighted_mlp(self.uncertainty_w, joint.flatten(0, 1), rows)
         return first_stage, spread.view(joint.shape[:2])
+
+    def _decode_evaluation(self, genes: Tensor, perturbed: Tensor, variants: Tensor) -> Tensor:
+        """The decoder with running statistics: its last two layers and the gene weights become one vector per gene."""
+        linear1, norm1, _, linear2, norm2 = self.recovery_w.network
+        scale1 = norm1.weight * torch.rsqrt(norm1.running_var + norm1.eps)
+        inner = linear1.weight * scale1.unsqueeze(1)
+        offset = (linear1.bias - norm1.running_mean) * scale1 + norm1.bias
+        scale2 = norm2.weight * torch.rsqrt(norm2.running_var + norm2.eps)
+        weights = self.indv_w1[:, :, 0]
+        outer = (weights * scale2) @ linear2.weight
+        constant = weights @ ((linear2.bias - norm2.running_mean) * scale2 + norm2.bias)
+        rows = []
+        for variant, vector in zip(variants.tolist(), perturbed, strict=True):
+            hidden = torch.relu(torch.addmm(offset, torch.relu(genes[variant] + vector), inner.T))
+            rows.append((hidden * outer).sum(dim=-1) + constant)
+        return torch.stack(rows) if rows else perturbed.new_empty((0, self.n_genes))
 
     def _weighted_mlp(self, mlp: Any, x: Tensor, weights: Tensor) -> Tensor:
         """(Linear, batch norm, ReLU) blocks without the last ReLU, rows weighted in the statistics."""
@@ -280,15 +308,17 @@ class GearsNetwork(nn.Module):
 
 
 def _as_tensor(graph: Graph, dtype: torch.dtype) -> Tensor:
-    """The propagation matrix, dense for small graphs, else sparse CSR."""
+    """The propagation matrix, dense for small graphs, else sparse."""
     matrix = graph.normalised()
     if graph.n_nodes <= _DENSE_UP_TO:
         return torch.as_tensor(matrix.toarray(), dtype=dtype)
-    return torch.sparse_csr_tensor(
-        torch.as_tensor(matrix.indptr, dtype=torch.int64),
-        torch.as_tensor(matrix.indices, dtype=torch.int64),
-        torch.as_tensor(matrix.data, dtype=dtype),
-        size=matrix.shape,
+    coo = matrix.tocoo()
+    return torch.sparse_coo_tensor(
+        torch.as_tensor(np.stack([coo.row, coo.col]), dtype=torch.int64),
+        torch.as_tensor(coo.data, dtype=dtype),
+        size=coo.shape,
+        is_coalesced=True,
+        check_invariants=False,
     )
 
 
