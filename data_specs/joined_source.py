@@ -99,6 +99,26 @@ class JoinedSource:
                 texts.append(source.labels(column).values())
         return Labels.from_values(np.concatenate(texts))
 
+    def stored_categories(
+        self, column: str, *, axis: Literal["obs", "var"] = "obs"
+    ) -> tuple[str, ...] | None:
+        """The stored categories of all parts, each once, in order of the parts; None when a part stores none."""
+        sources = self._sources[:1] if axis == "var" else self._sources
+        return _merged([source.stored_categories(column, axis=axis) for source in sources])
+
+    def context_categories(self, context: str, column: str) -> tuple[str, ...] | None:
+        """The stored categories of an obs column in the parts that hold rows of `context`; None when one stores none.
+
+        Each file keeps its own order, whatever the order in the files of other contexts.
+        """
+        holding = [source for given, source in self._parts if context in self._contexts(given, source)]
+        return _merged([source.stored_categories(column) for source in holding])
+
+    def _contexts(self, given: str | None, source: Part) -> tuple[str, ...]:
+        if given is not None or self._context_column not in source.obs_columns:
+            return (given or "",)
+        return tuple(str(name) for name in source.labels(self._context_column).categories)
+
     def values(self, column: str, *, axis: Literal["obs", "var"] = "obs") -> np.ndarray:
         """A column of all parts as an array."""
         if axis == "var":
@@ -125,6 +145,12 @@ class JoinedSource:
                     matrix.sort_indices()
                 yield RowBlock(start + block.start, matrix)
             start += source.n_obs
+
+
+def _merged(orders: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    if any(order is None for order in orders):
+        return None
+    return tuple(dict.fromkeys(name for order in orders if order is not None for name in order))
 
 
 def _check_context(context: str | None, source: Part, column: str, *, several: bool) -> None:

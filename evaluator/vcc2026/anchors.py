@@ -9,6 +9,7 @@ import numpy as np
 
 from ...data_specs.errors import InvalidFile, MetricError
 from ...data_specs.issues import first_of, make_issue
+from ...data_specs.joined_source import JoinedSource
 from .bulks import Bulks, measure_bulks
 from .catalog import DE_PREFIX, NORM
 from .cells import Cells
@@ -78,12 +79,17 @@ def group_order(truth: TruthCells, column: str, control: str) -> list[int]:
     """Group codes in the order in which a split draws them: that of the stored categories, else sorted labels.
 
     anndata stores text columns as categories in natural order (G1, G2, G10), so a file and a plain text column in
-    memory are split differently.
+    memory are split differently. Several files joined keep their own orders; one file of several contexts has one
+    order for all of them.
     """
     codes = {label: i for i, label in enumerate(truth.perturbations)}
     codes[control] = len(truth.perturbations)
-    stored = getattr(truth.cells.source, "stored_categories", None)
-    categories = stored(column) if stored is not None else None
+    source = truth.cells.source
+    if isinstance(source, JoinedSource):
+        categories = source.context_categories(truth.context, column)
+    else:
+        stored = getattr(source, "stored_categories", None)
+        categories = None if stored is None else stored(column)
     ordered = sorted(codes) if categories is None else [label for label in categories if label in codes]
     return [codes[label] for label in ordered]
 
