@@ -42,7 +42,7 @@ def compare(
     """
     from ..data_specs.atomic import check_output
     from .leaderboard import compare as run_compare
-    from .leaderboard import format_value, read_entries, write_csv, write_html
+    from .leaderboard import format_cell, read_entries, write_csv, write_html
 
     for path in (html, csv_path):
         if path:
@@ -65,10 +65,7 @@ def compare(
             [
                 row.rank if row.rank is not None else "-",
                 row.name,
-                *(
-                    format_value(row.values[c]) + (f" ({row.n[c]})" if row.n[c] != board.n_rows else "")
-                    for c in board.columns
-                ),
+                *(format_cell(board, row, column) for column in board.columns),
                 row.n_filled,
             ]
             for row in board.rows

@@ -180,6 +180,8 @@ def compare(
 ) -> list[Leaderboard]:
     """The leaderboard on common rows and, when some entry refused rows, the one with filled refusals.
 
+    Entries of edition vcc2025 with the seven metrics of its generalist profile are also ranked by their mean rank.
+
     Parameters
     ----------
     by
@@ -196,6 +198,8 @@ def compare(
         local = [entry for entry in entries if not entry.imported]
         boards = compare(local, by=by, columns=columns, filler=filler) if local else []
         return [*boards, _overall_board(entries)]
+    from .generalist import applies, generalist_board
+
     known = list(entries[0].card.metrics)
     shown = tuple(
         columns or [c for c in DEFAULT_COLUMNS.get(entries[0].card.edition, ()) if c in known] or known[:8]
@@ -210,6 +214,8 @@ def compare(
     boards = [_board(entries, common, len(keys), key, shown, title="Rows that every entry predicts")]
     if len(common) < len(keys):
         boards.append(_filled_board(entries, keys, key, shown, filler))
+    if applies(entries):
+        boards.append(generalist_board(entries))
     return boards
 
 
@@ -317,8 +323,7 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
     sign = -1.0 if better == "higher" else 1.0
 
     def value_of(row: Row) -> float:
-        # Values that differ only by rounding share a rank.
-        return float(f"{row.values[by]:.9g}")
+        return rounded(row.values[by])
 
     def order(row: Row) -> tuple[bool, bool, float, str]:
         value = value_of(row)
@@ -341,6 +346,11 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
     return tuple(out)
 
 
+def rounded(value: float) -> float:
+    """Nine significant digits: values that differ only by rounding share a rank."""
+    return float(f"{value:.9g}")
+
+
 def write_csv(boards: Sequence[Leaderboard], path: str | os.PathLike[str]) -> None:
     """All tables as one CSV with a `table` column, whole or not at all."""
     frames = [board.to_frame().assign(table=board.title) for board in boards if board.rows]
@@ -361,7 +371,15 @@ def write_html(
         .read_text(encoding="utf-8")
     )
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    write_text(path, template.render(boards=boards, title=title, format_value=format_value))
+    write_text(path, template.render(boards=boards, title=title, format_cell=format_cell))
+
+
+def format_cell(board: Leaderboard, row: Row, column: str) -> str:
+    """A value with its coverage, `(n/n_rows)`, when not all rows entered it."""
+    n, text = row.n[column], format_value(row.values[column])
+    if n == board.n_rows:
+        return text
+    return f"{text} ({n}/{board.n_rows})" if board.n_rows else f"{text} ({n})"
 
 
 def format_value(value: float) -> str:
