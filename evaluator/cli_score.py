@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     "truths",
     required=True,
     multiple=True,
-    metavar="[CONTEXT=]REAL.h5ad",
-    help="The real cells, controls included; repeat it with contexts for several files.",
+    metavar="[CONTEXT=]REAL.h5ad|BUNDLE",
+    help="The real cells, controls included, or a truth bundle; repeat it with contexts for several.",
 )
 @edition_option()
 @click.option("--profile", metavar="NAME", help="Metrics of the edition; default: the edition's own choice.")
@@ -140,6 +140,7 @@ def score(
         echo_json(scored.card.model_dump(mode="json"))
     else:
         _print_table(scored.card, quiet=quiet)
+        _print_terms(scored.result.tables)
         _print_leaderboard(scored.result.tables)
 
 
@@ -212,6 +213,7 @@ def _progress(quiet: bool) -> Iterator[Progress | None]:
 
 
 def _print_table(card: ScoreCard, *, quiet: bool) -> None:
+    ceilings = _shown_ceilings(card)
     rows = [
         (
             name,
@@ -219,12 +221,13 @@ def _print_table(card: ScoreCard, *, quiet: bool) -> None:
             "" if value.perfect is None else f"{value.perfect:g}",
             {"higher": "up", "lower": "down", "none": ""}[value.better],
             f"{value.n}/{value.n_total}",
+            *([ceilings.get(name, "")] if ceilings else []),
             value.reason or "",
         )
         for name, value in card.metrics.items()
     ]
     echo_table(
-        ("metric", "value", "perfect", "better", "n", "nulls"),
+        ("metric", "value", "perfect", "better", "n", *(["ceiling"] if ceilings else []), "nulls"),
         rows,
         title=f"{card.name}: edition {card.edition}, profile {card.profile}",
     )
@@ -234,6 +237,38 @@ def _print_table(card: ScoreCard, *, quiet: bool) -> None:
         from ..data_specs.issues import Issue
 
         echo_issues((Issue(**issue) for issue in card.issues), err=True)  # type: ignore[arg-type]
+
+
+def _shown_ceilings(card: ScoreCard) -> dict[str, str]:
+    """Metric to its data ceiling as text, one number per context; empty without a ceiling."""
+    stored = card.parameters.get("ceiling") or {}
+    names = dict.fromkeys(name for values in stored.values() for name in values)
+    return {
+        name: " / ".join(f"{values[name]:.6g}" if name in values else "–" for values in stored.values())
+        for name in names
+    }
+
+
+def _print_terms(tables: Mapping[str, Any]) -> None:
+    """What each metric adds to the overall score: its ends, the score before and after clamping."""
+    table = tables.get("from_baseline")
+    title = "from_baseline"
+    if table is None and "score_columns" in tables:
+        table, title = tables["score_columns"], "from_replicate, local references"
+        table = table[table["column"] == "from_replicate"].drop(columns="column")
+    if table is None or not len(table):
+        return
+    hidden = [name for name in table.columns if name == "context" and not table[name].any()]
+    shown = table.drop(columns=hidden)
+    rows = [[_cell(value) for value in row] for row in shown.astype(object).values]
+    click.echo()
+    echo_table(list(shown.columns), rows, title=title)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _print_leaderboard(tables: Mapping[str, Any]) -> None:

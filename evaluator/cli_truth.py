@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from ..data_specs.cli_support import (
     quiet_option,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from .bundles import Bundle
 
 COMMANDS = {
     "build": (
@@ -38,17 +41,32 @@ def truth() -> None:
 @out_option(help="Folder of the bundle.")
 @click.option(
     "--baseline",
-    default="context-mean",
+    metavar="KIND|FILE",
+    help="What scores 0. vcc2026: context-mean (default), generic, none, or a ready-made prediction FILE.h5ad. "
+    "2025 and cell-eval: published, none (default), or an agg_results.csv.",
+)
+@click.option(
+    "--train",
+    type=click.Path(dir_okay=False),
+    help="2025 and cell-eval: training cells; their mean response scores 0.",
+)
+@click.option(
+    "--perts",
+    type=click.Path(dir_okay=False),
+    help="With --train: CSV of the baseline's n_cells per perturbation; default: as many as are real.",
+)
+@click.option(
+    "--ceiling/--no-ceiling",
+    default=True,
     show_default=True,
-    metavar="context-mean|generic|none|FILE.h5ad",
-    help="The arm that scores 0: a mean response, or a ready-made prediction.",
+    help="2025 and cell-eval: score one half of the real cells against the other.",
 )
 @click.option(
     "--emission",
     type=click.Choice(["tile", "dispersed"]),
     default="tile",
     show_default=True,
-    help="Cells of a mean response: all equal, or control cells scaled to it.",
+    help="vcc2026, cells of a mean response: all equal, or control cells scaled to it.",
 )
 @click.option(
     "--min-cells",
@@ -71,7 +89,7 @@ def truth() -> None:
     help="generic: leave each perturbation out of the mean of its own gene.",
 )
 @click.option(
-    "--anchor/--no-anchor", default=True, show_default=True, help="Replicate anchors: what scores 1."
+    "--anchor/--no-anchor", default=True, show_default=True, help="vcc2026, replicate anchors: what scores 1."
 )
 @click.option("--splits", type=click.IntRange(min=1), default=5, show_default=True, help="Replicate splits.")
 @click.option(
@@ -79,12 +97,17 @@ def truth() -> None:
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed of the replicate splits and of the dispersed baseline.",
+    help="Seed of splits, halves and drawn baselines.",
 )
 @click.option("--profile", metavar="NAME", help="Metrics to measure; default: the edition's own choice.")
 @click.option("--pert-col", metavar="COL", help="obs column of the labels; default: the edition's.")
 @click.option("--control", metavar="LABEL", help="Control label; default: the edition's.")
 @click.option("--context-col", metavar="COL", help="obs column of the contexts; default: the edition's.")
+@click.option(
+    "--matrix",
+    type=click.Choice(["counts", "log1p"]),
+    help="2025 and cell-eval: kind of X, instead of detection.",
+)
 @click.option("--no-target-genes", is_flag=True, help="The perturbations have no target gene to leave out.")
 @click.option(
     "--target-map", type=click.Path(dir_okay=False), help="CSV label,gene; an empty gene means none."
@@ -97,7 +120,10 @@ def build(
     real: str,
     edition: str,
     out: str,
-    baseline: str,
+    baseline: str | None,
+    train: str | None,
+    perts: str | None,
+    ceiling: bool,
     emission: Any,
     min_cells: int,
     max_residual: float,
@@ -109,6 +135,7 @@ def build(
     pert_col: str | None,
     control: str | None,
     context_col: str | None,
+    matrix: Any,
     no_target_genes: bool,
     target_map: str | None,
     threads: int | None,
@@ -122,6 +149,7 @@ def build(
     Examples:
       vcbench truth build context_A.h5ad --edition vcc2026 -o bundle_A/
       vcbench truth build context_A.h5ad --edition vcc2026 --baseline generic --emission dispersed -o bundle_A/
+      vcbench truth build test.h5ad --edition vcc2025 --train train.h5ad --perts pert_counts.csv -o bundle/
     """
     from .truth import build_truth
 
@@ -131,6 +159,9 @@ def build(
         edition=edition,
         profile=profile,
         baseline=baseline,
+        train=train,
+        perts=perts,
+        ceiling=ceiling,
         emission=emission,
         min_cells=min_cells,
         max_residual=max_residual,
@@ -141,6 +172,7 @@ def build(
         pert_col=pert_col,
         control=control,
         context_col=context_col,
+        matrix=matrix,
         no_target_genes=no_target_genes,
         target_map=target_map,
         threads=threads,
@@ -150,14 +182,26 @@ def build(
     if output_format == "json":
         echo_json({"bundle": str(bundle.path), "sha256": bundle.sha256, "manifest": dict(bundle.manifest)})
         return
-    rows = []
-    for context, ends in bundle.ends.items():
-        for metric in sorted({*ends.zeros, *ends.ones}):
-            zero, one = ends.zeros.get(metric), ends.ones.get(metric)
-            rows.append((context, metric, _number(zero), _number(one)))
-    echo_table(
-        ("context", "metric", "baseline", "replicate"), rows, title=f"bundle {bundle.path} (local references)"
-    )
+    rows = [(context or "all", metric, *map(_number, ends)) for context, metric, *ends in ends_of(bundle)]
+    title = f"bundle {bundle.path} (local references)"
+    echo_table(("context", "metric", "baseline", "replicate or ceiling"), rows, title=title)
+
+
+def ends_of(bundle: Bundle) -> list[tuple[str, str, float | None, float | None]]:
+    """(context, metric, lower end, upper end) of every metric in a bundle; the upper one is a replicate or ceiling."""
+    from .celleval.bundle import CellevalBundle
+    from .vcc2026.bundle import TruthBundle
+
+    if isinstance(bundle, TruthBundle):
+        pairs = {context: (ends.zeros, ends.ones) for context, ends in bundle.ends.items()}
+    else:
+        assert isinstance(bundle, CellevalBundle)
+        pairs = {bundle.contexts[0]: (bundle.baseline or {}, bundle.ceiling(bundle.metrics))}
+    return [
+        (context, metric, zeros.get(metric), ones.get(metric))
+        for context, (zeros, ones) in pairs.items()
+        for metric in sorted({*zeros, *ones})
+    ]
 
 
 def _number(value: float | None) -> str:

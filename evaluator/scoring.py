@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +30,10 @@ from .score_options import SUBSETS, ScoreOptions, Subset
 from .scorecard import ScoreCard, ScoreResult, write_scorecard
 
 if TYPE_CHECKING:
-    from .vcc2026.bundle import TruthBundle
+    from .bundles import Bundle
 
 HASH_BYTES = 2**22
+CONTEXT_COLUMN = "context"
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
 PathLike = str | os.PathLike[str]
 Part = H5ad | MemorySource
@@ -130,6 +131,9 @@ def score(
     timings: dict[str, float] = {}
     started = time.perf_counter()
     truth_items = _listed_truths(truth)
+    if len(truth_items) > 1 and context_col is None and rules.file.context_column is None:
+        # Rows of several files are never pooled, also where the edition knows no contexts.
+        options = replace(options, context_col=CONTEXT_COLUMN)
     issues = _validated(pred, truth_items, rules, options)
     timings["validate"] = time.perf_counter() - started
     with ExitStack() as stack:
@@ -219,35 +223,34 @@ def _open(item: Any, role: str, stack: ExitStack) -> Part:
     raise UsageError(f"the {role} is a {type(item).__name__}; a path or an AnnData is needed.")
 
 
-def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Part | TruthBundle:
-    from .vcc2026.bundle import TruthBundle, is_bundle, read_bundle
+def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Part | Bundle:
+    from .bundles import Bundle, is_bundle, open_bundle
 
-    if isinstance(item, TruthBundle):
-        return item
-    if isinstance(item, (str, os.PathLike)) and is_bundle(item):
-        return read_bundle(item, edition=edition.id)
+    path = item.path if isinstance(item, Bundle) else item
+    if isinstance(path, (str, os.PathLike)) and is_bundle(path):
+        return open_bundle(path, edition=edition)
     return _open(item, role, stack)
 
 
 def _one_truth(
-    truths: list[tuple[str | None, Part | TruthBundle]], edition: Edition, options: ScoreOptions
+    truths: list[tuple[str | None, Part | Bundle]], edition: Edition, options: ScoreOptions
 ) -> Any:
-    from .vcc2026.bundle import TruthBundle, join_bundles
+    from .bundles import Bundle, join_bundles
 
-    bundles = [(context, item) for context, item in truths if isinstance(item, TruthBundle)]
+    bundles = [(context, item) for context, item in truths if isinstance(item, Bundle)]
     if bundles:
         if len(bundles) < len(truths):
             raise UsageError("truth bundles and real files cannot be mixed; build a bundle of each.")
-        return join_bundles(bundles)
+        return join_bundles(bundles, edition=edition)
     return _one_source(
-        [(context, item) for context, item in truths if not isinstance(item, TruthBundle)], edition, options
+        [(context, item) for context, item in truths if not isinstance(item, Bundle)], edition, options
     )
 
 
 def _one_source(truths: list[tuple[str | None, Part]], edition: Edition, options: ScoreOptions) -> Source:
     if len(truths) == 1 and truths[0][0] is None:
         return truths[0][1]
-    column = options.context_col or edition.file.context_column or "context"
+    column = options.context_col or edition.file.context_column or CONTEXT_COLUMN
     return JoinedSource(truths, context_column=column)
 
 
@@ -258,7 +261,7 @@ def _stem(source: Source) -> str:
 def _inputs(
     pred: Any,
     pred_source: Source,
-    truths: list[tuple[str | None, Part | TruthBundle]],
+    truths: list[tuple[str | None, Part | Bundle]],
     split: PathLike | Split | None,
 ) -> dict[str, dict[str, Any]]:
     out = {"prediction": _described(pred_source)}
@@ -270,10 +273,10 @@ def _inputs(
     return out
 
 
-def _described(source: Source | TruthBundle) -> dict[str, Any]:
-    from .vcc2026.bundle import TruthBundle
+def _described(source: Source | Bundle) -> dict[str, Any]:
+    from .bundles import Bundle
 
-    if isinstance(source, TruthBundle):
+    if isinstance(source, Bundle):
         return {"name": source.name, "sha256": source.sha256, "kind": "truth bundle"}
     shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": source.matrix.storage}
     if isinstance(source, H5ad):

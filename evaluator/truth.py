@@ -10,14 +10,28 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data_specs.errors import OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.specs import load_edition
+from ..data_specs.standard import MatrixKind
 from .profiles import resolve_profile
 from .score_options import ScoreOptions
 
 if TYPE_CHECKING:
+    from .bundles import Bundle
     from .pipelines import Progress
-    from .vcc2026.bundle import TruthBundle
 
 PathLike = str | os.PathLike[str]
+Emission = Literal["tile", "dispersed"]
+# What belongs to one challenge year only, with the value that leaves it alone.
+ONLY_2026 = {
+    "emission": "tile",
+    "min_cells": 30,
+    "max_residual": 0.3,
+    "exclude_target_gene": True,
+    "anchor": True,
+    "n_splits": 5,
+    "no_target_genes": False,
+    "target_map": None,
+}
+ONLY_2025 = {"train": None, "perts": None, "ceiling": True, "matrix": None}
 
 
 def build_truth(
@@ -26,8 +40,11 @@ def build_truth(
     *,
     edition: str = "vcc2026",
     profile: str | None = None,
-    baseline: str = "context-mean",
-    emission: Literal["tile", "dispersed"] = "tile",
+    baseline: str | None = None,
+    train: PathLike | None = None,
+    perts: PathLike | None = None,
+    ceiling: bool = True,
+    emission: Emission = "tile",
     min_cells: int = 30,
     max_residual: float = 0.3,
     exclude_target_gene: bool = True,
@@ -37,74 +54,111 @@ def build_truth(
     pert_col: str | None = None,
     control: str | None = None,
     context_col: str | None = None,
+    matrix: MatrixKind | None = None,
     no_target_genes: bool = False,
     target_map: PathLike | None = None,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> TruthBundle:
+) -> Bundle:
     """Measure real cells once and write everything scoring needs of them as a folder.
 
-    `baseline` is `context-mean`, `generic`, `none`, or the path of a ready-made baseline prediction.
+    Parameters
+    ----------
+    baseline
+        vcc2026: `context-mean` (default), `generic`, `none`, or the path of a ready-made baseline prediction. 2025 and
+        cell-eval: the path of a baseline's `agg_results.csv`, `published`, or `none` (default).
+    train, perts
+        2025 and cell-eval: training cells whose mean response is the baseline, and its cells per perturbation
+        (default: as many as are real).
+    ceiling
+        2025 and cell-eval: score one half of the real cells against the other.
+    base_seed
+        Seed of splits, halves and drawn baselines.
 
     Raises
     ------
     UsageError
-        The edition has no bundles.
+        The edition has no bundles, or an option is not one of its.
     OutputError
         The output exists (without `force`), or is an input.
     InvalidFile, MetricError
         The real data cannot be scored by this edition.
     """
     rules = load_edition(edition)
-    if rules.scoring.pipeline != "vcc2026":
+    pipeline = rules.scoring.pipeline
+    if pipeline not in ("vcc2026", "celleval"):
         raise UsageError(
             f"edition {rules.id} has no truth bundles: score against the real file with --truth REAL.h5ad."
         )
-    folder = Path(out)
-    if folder.exists() and not force:
-        raise OutputError(f"{folder}: exists already. Choose another --out or add --force.")
-    from .vcc2026.build import BuildOptions, build_bundle
-    from .vcc2026.bundle import is_bundle
-    from .vcc2026.targets import read_target_map
-
-    if folder.exists() and not is_bundle(folder):
-        raise OutputError(
-            f"{folder}: holds no truth bundle, so --force does not replace it. Choose another --out."
-        )
+    given = dict(locals())
+    foreign = ONLY_2025 if pipeline == "vcc2026" else ONLY_2026
+    unused = [name for name, default in foreign.items() if given[name] != default]
+    if unused:
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UsageError(f"{shown}: not an option of edition {rules.id}.")
+    _check_folder(Path(out), force=force)
     options = ScoreOptions(
         pert_col=pert_col,
         control=control,
         context_col=context_col,
+        matrix=matrix,
         threads=threads,
         no_target_genes=no_target_genes,
-        target_map=None if target_map is None else read_target_map(target_map),
+        target_map=None if target_map is None else _read_map(target_map),
     )
-    kind: Any = {"context-mean": "context-mean", "generic": "generic"}.get(baseline)
-    chosen = BuildOptions(
-        baseline=kind,
-        emission=emission,
-        baseline_seed=base_seed,
-        min_cells=min_cells,
-        max_residual=max_residual,
-        exclude_target_gene=exclude_target_gene,
-        anchor=anchor,
-        base_seed=base_seed,
-        n_splits=n_splits,
-    )
+    chosen: dict[str, Any] = {
+        "edition": rules,
+        "profile": resolve_profile(rules, profile),
+        "options": options,
+        "progress": progress,
+        "force": force,
+    }
     with ExitStack() as stack:
         truth = stack.enter_context(H5ad(real))
-        ready = None
-        if kind is None and baseline != "none":
-            ready = stack.enter_context(H5ad(baseline))
-        return build_bundle(
-            truth,
-            out,
-            edition=rules,
-            profile=resolve_profile(rules, profile),
-            options=options,
-            build=chosen,
-            baseline_source=ready,
-            progress=progress,
-            force=force,
+        if pipeline == "celleval":
+            from .celleval.build import CellevalBuildOptions, build_celleval_bundle
+
+            build = CellevalBuildOptions(
+                train=None if train is None else stack.enter_context(H5ad(train)),
+                perts=perts,
+                baseline=None if baseline in (None, "none") else baseline,
+                ceiling=ceiling,
+                ceiling_seed=base_seed,
+                profile_name=profile or rules.scoring.default_profile,
+            )
+            return build_celleval_bundle(truth, out, build=build, **chosen)
+        from .vcc2026.build import BuildOptions, build_bundle
+
+        arm = baseline or "context-mean"
+        kind: Any = arm if arm in ("context-mean", "generic") else None
+        ready = None if kind or arm == "none" else stack.enter_context(H5ad(arm))
+        ends = BuildOptions(
+            baseline=kind,
+            emission=emission,
+            baseline_seed=base_seed,
+            min_cells=min_cells,
+            max_residual=max_residual,
+            exclude_target_gene=exclude_target_gene,
+            anchor=anchor,
+            base_seed=base_seed,
+            n_splits=n_splits,
         )
+        return build_bundle(truth, out, build=ends, baseline_source=ready, **chosen)
+
+
+def _check_folder(folder: Path, *, force: bool) -> None:
+    from .bundles import is_bundle
+
+    if folder.exists() and not force:
+        raise OutputError(f"{folder}: exists already. Choose another --out or add --force.")
+    if folder.exists() and not is_bundle(folder):
+        raise OutputError(
+            f"{folder}: holds no truth bundle, so --force does not replace it. Choose another --out."
+        )
+
+
+def _read_map(path: PathLike) -> dict[str, str | None]:
+    from .vcc2026.targets import read_target_map
+
+    return dict(read_target_map(path))

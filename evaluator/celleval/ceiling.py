@@ -14,7 +14,7 @@ from ...data_specs.spec_models import Edition, Profile
 from ..kernels.threads import numba_threads
 from ..score_options import ScoreOptions
 from .pairing import open_alone
-from .pipeline import build_panel, choose_metrics, compute_columns
+from .pipeline import build_panel, choose_metrics, compute_columns, needs_de
 from .rules import Rules
 from .side import Side
 from .tables import aggregate, results_table
@@ -61,15 +61,18 @@ def data_ceiling(
     MetricError
         The control, or every perturbation, has fewer than two cells.
     """
-    rules, specs = Rules.of(edition), choose_metrics(profile.metrics)
     with numba_threads(options.threads):
         side = open_alone(truth, edition=edition, options=options)
-        first, second, dropped = disjoint_halves(
-            side, options.pert_col or edition.file.perturbation_column, seed
-        )
-        with_de = any("de" in spec.needs for spec in specs.values())
-        panel = build_panel(second, first, rules, with_de=with_de)
-        columns, _ = compute_columns(panel, specs)
+        column = options.pert_col or edition.file.perturbation_column
+        return side_ceiling(side, column, edition=edition, profile=profile, seed=seed)
+
+
+def side_ceiling(side: Side, column: str, *, edition: Edition, profile: Profile, seed: int = 0) -> Ceiling:
+    """The ceiling of an opened side; `column` holds its labels. As `data_ceiling`."""
+    rules, specs = Rules.of(edition), choose_metrics(profile.metrics)
+    first, second, dropped = disjoint_halves(side, column, seed)
+    panel = build_panel(second, first, rules, with_de=needs_de(specs))
+    columns, _ = compute_columns(panel, specs)
     values = {name: _corrected(name, aggregate(column)["mean"]) for name, column in columns.items()}
     return Ceiling(results_table(panel.targets, columns), values, dropped)
 
@@ -102,9 +105,8 @@ def _draw_order(side: Side, column: str) -> list[int]:
     labels = side.source.labels(column).values()
     first_row = [int(np.argmax(side.groups == group)) for group in range(len(side.targets) + 1)]
     by_name = {str(labels[row]): group for group, row in enumerate(first_row)}
-    stored = getattr(side.source, "stored_categories", None)
-    categories = stored(column) if stored is not None else None
-    order = sorted(by_name) if categories is None else [str(name) for name in categories]
+    categories = side.source.stored_categories(column)
+    order = sorted(by_name) if categories is None else categories
     return [by_name[name] for name in order if name in by_name]
 
 

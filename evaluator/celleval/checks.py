@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +15,20 @@ from ...data_specs.standard import MatrixKind
 from .scale import LOG1P_LIMIT, Scale, ValueScan, detected_kind
 
 
-def gene_issues(pred: Source, truth: Source) -> list[Issue]:
+class GeneAxis(Protocol):
+    """What messages and gene checks need of a truth, be it a file or a bundle."""
+
+    @property
+    def name(self) -> Any: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def genes(self) -> np.ndarray: ...
+    @property
+    def n_vars(self) -> int: ...
+
+
+def gene_issues(pred: Source, truth: GeneAxis) -> list[Issue]:
     """Gene lists that differ, repeat a name, or come in another order."""
     issues = [issue for source in (truth, pred) for issue in repeated_gene_issues(source)]
     where = f"{pred.name}:/var/_index"
@@ -46,7 +61,7 @@ def gene_issues(pred: Source, truth: Source) -> list[Issue]:
     return issues
 
 
-def repeated_gene_issues(source: Source) -> list[Issue]:
+def repeated_gene_issues(source: GeneAxis) -> list[Issue]:
     """Gene names that occur more than once."""
     names, counts = np.unique(source.genes.astype(str), return_counts=True)
     if (counts == 1).all():
@@ -111,7 +126,7 @@ def unlabelled_issues(source: Source, column: str, labels: np.ndarray) -> list[I
 
 
 def label_issues(
-    pred: Source, truth: Source, pred_labels: set[str], truth_labels: set[str], column: str, place: str
+    pred: Source, truth: GeneAxis, pred_labels: set[str], truth_labels: set[str], column: str, place: str
 ) -> list[Issue]:
     """Labels of one context (`place` is its text in messages) that only one of the files has."""
     missing, extra = sorted(truth_labels - pred_labels), sorted(pred_labels - truth_labels)
@@ -215,5 +230,5 @@ def declared_kind_warning(source: Source, scale: Scale) -> list[Issue]:
     ]
 
 
-def _quoted(source: Source) -> str:
+def _quoted(source: GeneAxis) -> str:
     return shlex.quote(str(source.path))

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .expression import pearson
-from .panel import Panel
+from .panel import Panel, PanelSide
 from .side import Side
 
 HELD_BYTES = 2**29
@@ -117,5 +117,13 @@ def _distance_sum(x: _Rows, y: _Rows) -> float:
 
 def pearson_edistance(panel: Panel) -> np.ma.MaskedArray:
     """Pearson over targets between energy distances of truth and prediction, each from its own control."""
-    truth, pred = (energy_distances(side.side) for side in (panel.truth, panel.pred))
+    truth, pred = (_distances(side) for side in (panel.truth, panel.pred))
     return panel.everywhere(pearson(pred, truth))
+
+
+def _distances(side: PanelSide) -> np.ndarray:
+    if side.stored_distances is not None:
+        return side.stored_distances
+    if side.side is None:
+        raise ValueError(f"the energy distances of {side.role} were not stored")
+    return energy_distances(side.side)

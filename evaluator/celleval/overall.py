@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...data_specs.spec_models import Edition
 from ..metrics.spec import family_metrics
 from ..scorecard import MetricValue, finite_or_none
-from .score_rule import PUBLISHED, average, from_baseline, read_aggregate
+from .score_rule import PUBLISHED, Term, average, from_baseline, read_aggregate
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_BASELINE = (
+    "an overall score needs a baseline: --baseline agg_results.csv or published, "
+    "or a truth bundle built with one"
+)
 Overall = tuple[float | None, str | None, "pd.DataFrame | None"]
 
 
@@ -22,9 +26,10 @@ def overall_score(
 ) -> Overall:
     """(score, why there is none, table of terms).
 
-    The baseline is `references["baseline"]`: the path of its `agg_results.csv`, or `published` for the values
-    the edition quotes. Members are the edition's, or every scored metric when it names none. The score is the
-    mean of the terms, times 100 for `vcc2025` (the leaderboard's scale).
+    The baseline is `references["baseline"]`: the path of its `agg_results.csv`, `published` for the values the
+    edition quotes, or the values themselves by metric (of a truth bundle).
+    Members are the edition's, or every scored metric when it names none. The score is the mean of the terms,
+    times 100 for `vcc2025` (the leaderboard's scale).
 
     Raises
     ------
@@ -36,7 +41,7 @@ def overall_score(
         return None, f"edition {edition.id} has no overall score", None
     given = references.get("baseline")
     if given is None:
-        return None, "an overall score needs a baseline: --baseline agg_results.csv or published", None
+        return None, NO_BASELINE, None
     goals = {name: _goal(spec.better) for name, spec in family_metrics("celleval").items()}
     members = [name for name in rule.members or metrics if goals[name] is not None]
     absent = [name for name in members if name not in metrics]
@@ -48,30 +53,36 @@ def overall_score(
         if not rule.published_baseline:
             return None, f"no baseline values are published for edition {edition.id}", None
         baseline = dict(rule.published_baseline)
+    elif isinstance(given, Mapping):
+        baseline = dict(given)
+        lacking = [name for name in members if name not in baseline]
+        if lacking:
+            return None, f"the truth bundle's baseline was not measured on {', '.join(lacking)}", None
     else:
         baseline = read_aggregate(given, members, edition_id=edition.id)
     user = {name: _number(metrics[name].value) for name in members}
     terms = from_baseline(user, baseline, goals)
     scale = 100.0 if rule.kind == "vcc2025" else 1.0
-    return finite_or_none(scale * average(terms)), None, _terms_table(terms)
+    return finite_or_none(scale * average(terms)), None, _terms_table(terms, scale)
 
 
-def _terms_table(terms: Any) -> pd.DataFrame:
+def _terms_table(terms: Sequence[Term], scale: float) -> pd.DataFrame:
+    """One row per member, and their mean; contributions add up to the score."""
     import pandas as pd
 
     rows = [
         {
             "metric": term.metric,
             "from_baseline": term.clipped,
-            "unclipped": term.raw,
+            "unclamped": term.raw,
             "value": term.user,
             "baseline": term.baseline,
-            "contribution": term.clipped / len(terms),
+            "contribution": scale * term.clipped / len(terms),
         }
         for term in terms
     ]
     mean = average(terms)
-    return pd.DataFrame([*rows, {"metric": "avg_score", "from_baseline": mean, "contribution": mean}])
+    return pd.DataFrame([*rows, {"metric": "avg_score", "from_baseline": mean, "contribution": scale * mean}])
 
 
 def _goal(better: str) -> float | None:

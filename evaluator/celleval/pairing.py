@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,62 @@ def open_pairs(
     return pairs, warnings
 
 
+def open_prediction(
+    pred: Source,
+    truth: checks.GeneAxis,
+    panels: Mapping[str, tuple[str, ...]],
+    *,
+    context_column: str | None,
+    edition: Edition,
+    options: ScoreOptions,
+    progress: Progress,
+) -> tuple[dict[str, Side], list[Issue]]:
+    """The prediction's side of every context of a truth that is known already, and the warnings.
+
+    Parameters
+    ----------
+    truth
+        Name and genes of the truth, for comparison and messages.
+    panels
+        Context to its perturbations in code-point order. Without `context_column` all rows are the only context.
+
+    Raises
+    ------
+    InvalidFile
+        As `open_pairs`, for the prediction alone.
+    """
+    column = options.pert_col or edition.file.perturbation_column
+    control = options.control or edition.file.control_label
+    columns = [column] if context_column is None else [column, context_column]
+    issues = checks.gene_issues(pred, truth) + checks.row_kind_issues(pred, edition.id)
+    issues += checks.column_issues(pred, columns)
+    if any(issue.code == "E567" for issue in issues):
+        raise InvalidFile(sort_issues(issues))
+    table = _table(pred, column, context_column)
+    if context_column is None:
+        table.contexts[:] = next(iter(panels))
+    issues += checks.unlabelled_issues(pred, column, table.labels)
+    for context, targets in panels.items():
+        place = f" (context {context})" if context else ""
+        present = {x for x in table.labels[table.contexts == context] if x is not None}
+        issues += checks.control_issues(pred, present, column, control, place)
+        issues += checks.label_issues(pred, truth, present - {control}, set(targets), column, place)
+    if issues:
+        raise InvalidFile(sort_issues(issues))
+    sides, warnings = {}, []
+    for done, (context, targets) in enumerate(panels.items()):
+        progress(done, len(panels), f"reading {pred.name}")
+        side, problems, notes = _open_side(
+            "pred", table, context, targets, control, edition=edition, options=options
+        )
+        issues, warnings = issues + problems, warnings + notes
+        if side is not None:
+            sides[context] = side
+    if issues:
+        raise InvalidFile(sort_issues(issues))
+    return sides, warnings
+
+
 def open_alone(source: Source, *, edition: Edition, options: ScoreOptions) -> Side:
     """One file as one context, with all its perturbations; for the ceiling and the mean baseline.
 
@@ -98,25 +154,50 @@ def open_alone(source: Source, *, edition: Edition, options: ScoreOptions) -> Si
     InvalidFile
         The labels or values cannot be used (E567, E569 to E577).
     """
+    return _opened(source, None, edition, options)[0][1]
+
+
+def open_contexts(source: Source, *, edition: Edition, options: ScoreOptions) -> list[tuple[str, Side]]:
+    """(context, side) of every context of a truth, sorted; one nameless context without a context column.
+
+    Raises `InvalidFile` as `open_alone`.
+    """
+    return _opened(source, options.context_col or edition.file.context_column, edition, options)
+
+
+def _opened(
+    source: Source, context_column: str | None, edition: Edition, options: ScoreOptions
+) -> list[tuple[str, Side]]:
     column = options.pert_col or edition.file.perturbation_column
     control = options.control or edition.file.control_label
     issues = checks.row_kind_issues(source, edition.id) + checks.repeated_gene_issues(source)
-    issues += checks.column_issues(source, [column])
+    issues += checks.column_issues(source, [column, *([context_column] if context_column else [])])
     if issues:
         raise InvalidFile(sort_issues(issues))
-    table = _table(source, column, None)
-    labels = {label for label in table.labels if label is not None}
+    table = _table(source, column, context_column)
     issues += checks.unlabelled_issues(source, column, table.labels)
-    issues += checks.control_issues(source, labels, column, control, "")
-    targets = tuple(sorted(labels - {control}))
-    if not targets:
+    chosen = {}
+    for context in sorted({c for c in table.contexts if c is not None}):
+        place = f" (context {context})" if context else ""
+        labels = {label for label in table.labels[table.contexts == context] if label is not None}
+        issues += checks.control_issues(source, labels, column, control, place)
+        chosen[context] = tuple(sorted(labels - {control}))
+        if not chosen[context]:
+            issues.append(checks.nothing_issue(source, place))
+    if not chosen:
         issues.append(checks.nothing_issue(source, ""))
     if issues:
         raise InvalidFile(sort_issues(issues))
-    side, issues, _ = _open_side("truth", table, "", targets, control, edition=edition, options=options)
-    if side is None:
+    sides = []
+    for context, targets in chosen.items():
+        side, found, _ = _open_side(
+            "truth", table, context, targets, control, edition=edition, options=options
+        )
+        issues += found
+        sides.append((context, side))
+    if issues:
         raise InvalidFile(sort_issues(issues))
-    return side
+    return sides
 
 
 def _table(source: Source, column: str, context_column: str | None) -> _Table:

@@ -15,22 +15,28 @@ from .side import Side
 
 @dataclass(frozen=True)
 class PanelSide:
-    """One side: its rows, its means and, when DE was asked for, its table."""
+    """One side: its means and, when DE was asked for, its table.
 
-    side: Side
+    `side` reads the rows again; a side of a truth bundle has none, but what the rows would give (`stored_distances`,
+    the energy distances, where the bundle's metrics need them).
+    """
+
+    role: str
     measured: Measured
     de: DeTable | None
+    side: Side | None = None
+    stored_distances: np.ndarray | None = None
 
     @classmethod
     def of(cls, side: Side, measured: Measured, rules: Rules) -> PanelSide:
         """The side with its DE table when rank sums were measured."""
-        return cls(side, measured, None if measured.two_u is None else de_table(measured, rules))
+        return cls(side.role, measured, None if measured.two_u is None else de_table(measured, rules), side)
 
     @property
     def table(self) -> DeTable:
         """The DE table; asking for it without DE is a programming error."""
         if self.de is None:
-            raise ValueError(f"the DE table of {self.side.role} was not computed")
+            raise ValueError(f"the DE table of {self.role} was not computed")
         return self.de
 
 

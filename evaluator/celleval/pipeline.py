@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..metrics.spec import MetricSpec, family_metrics
 from ..scorecard import MetricValue, ScoreResult, finite_or_none
 from . import clustering
 from .measure import measure
-from .overall import overall_score
+from .overall import Overall, overall_score
 from .pairing import Pair, Progress, open_pairs
 from .panel import Panel, PanelSide
 from .rules import Rules
@@ -27,13 +28,27 @@ if TYPE_CHECKING:
     from ...data_specs.sources import Source
     from ...data_specs.spec_models import Edition, Profile
     from ..score_options import ScoreOptions
+    from .bundle import CellevalBundle, CellevalTruth
 
 Columns = dict[str, np.ma.MaskedArray]
 
 
+@dataclass(frozen=True)
+class ContextColumns:
+    """One context measured: a column per metric, reasons of wholly null ones, cells, and the verdict on each matrix."""
+
+    context: str
+    targets: tuple[str, ...]
+    cells_truth: np.ndarray
+    cells_pred: np.ndarray
+    columns: Columns
+    reasons: dict[str, str]
+    matrices: list[dict[str, Any]]
+
+
 def score_celleval(
     pred: Source,
-    truth: Source,
+    truth: Source | CellevalTruth,
     *,
     edition: Edition,
     profile: Profile,
@@ -43,7 +58,8 @@ def score_celleval(
     """Every metric of the profile, per perturbation and aggregated, and the overall score when it has a baseline.
 
     The tables `results` and `agg_results` have cell-eval's own layout. A metric whose mean is undefined is null
-    with its reason; several contexts are scored one by one and appear as strata.
+    with its reason; several contexts are scored one by one and appear as strata. A truth bundle brings the baseline
+    and the data ceiling (table `ceiling`) with it.
 
     Raises
     ------
@@ -54,37 +70,98 @@ def score_celleval(
     MetricError
         A metric failed on valid input.
     """
+    from .bundle import CellevalTruth, score_bundles
+
     rules = Rules.of(edition)
     specs = choose_metrics(profile.metrics)
+    parts = truth.parts if isinstance(truth, CellevalTruth) else {}
     with numba_threads(options.threads):
-        pairs, warnings = open_pairs(pred, truth, edition=edition, options=options, progress=progress)
-        scored = [(pair, *_score_pair(pair, specs, rules, progress)) for pair in pairs]
-    joined = {name: np.ma.concatenate([columns[name] for _, columns, _ in scored]) for name in specs}
-    reasons = {name: text for _, _, found in scored for name, text in found.items()}
-    cells = np.concatenate([pair.truth.sizes[:-1] for pair in pairs])
+        if isinstance(truth, CellevalTruth):
+            scored, warnings = score_bundles(pred, truth, specs, edition, options, progress)
+        else:
+            pairs, warnings = open_pairs(pred, truth, edition=edition, options=options, progress=progress)
+            scored = [_score_pair(pair, specs, rules, progress) for pair in pairs]
+    joined = {name: np.ma.concatenate([part.columns[name] for part in scored]) for name in specs}
+    reasons = {name: text for part in scored for name, text in part.reasons.items()}
+    cells = np.concatenate([part.cells_truth for part in scored])
     metrics = {
         name: metric_value(spec, joined[name], cells, reasons.get(name)) for name, spec in specs.items()
     }
-    score, reason, terms = overall_score(edition, metrics, options.references)
-    targets = [target for pair in pairs for target in pair.truth.targets]
+    strata = _strata(scored, specs) if len(scored) > 1 else {}
+    score, reason, terms = _overall(edition, metrics, strata, options, parts)
+    targets = [target for part in scored for target in part.targets]
     tables: dict[str, pd.DataFrame] = {
         "results": results_table(targets, joined),
         "agg_results": aggregate_table(joined),
     }
-    if len(pairs) > 1:
-        tables["results"].insert(0, "context", np.array(_contexts(pairs), dtype=object))
+    if len(scored) > 1:
+        tables["results"].insert(0, "context", np.array(_contexts(scored), dtype=object))
     if terms is not None:
         tables["from_baseline"] = terms
+    parameters = {
+        "rules": rules.to_dict(),
+        "matrices": [verdict for part in scored for verdict in part.matrices],
+    }
+    if parts:
+        parameters["references"] = {context or "all": part.references for context, part in parts.items()}
+        ceilings = {context or "all": part.ceiling(list(specs)) for context, part in parts.items()}
+        parameters["ceiling"] = {context: found for context, found in ceilings.items() if found}
+        if parameters["ceiling"]:
+            tables["ceiling"] = _ceiling_table(parameters["ceiling"])
     return ScoreResult(
-        per_perturbation=_per_perturbation(pairs, joined),
+        per_perturbation=_per_perturbation(scored, joined),
         metrics=metrics,
-        strata=_strata(scored, specs) if len(pairs) > 1 else {},
+        strata=strata,
         score=score,
         score_reason=reason,
-        parameters=_parameters(pairs, rules),
+        parameters=parameters,
         tables=tables,
         issues=tuple(warnings),
     )
+
+
+def _overall(
+    edition: Edition,
+    metrics: Mapping[str, MetricValue],
+    strata: Mapping[str, Mapping[str, MetricValue]],
+    options: ScoreOptions,
+    parts: Mapping[str, CellevalBundle],
+) -> Overall:
+    """The overall score; with a bundle per context, the mean over contexts, each against its own baseline."""
+    if "baseline" in options.references or len(parts) < 2:
+        references = dict(options.references)
+        for part in parts.values():
+            if part.baseline is not None:
+                references.setdefault("baseline", part.baseline)
+        return overall_score(edition, metrics, references)
+    scores, tables = [], []
+    for context, part in parts.items():
+        baseline = {} if part.baseline is None else {"baseline": part.baseline}
+        score, reason, terms = overall_score(edition, strata[f"context={context}"], baseline)
+        if score is None or terms is None:
+            return None, f"context {context}: {reason}", None
+        terms.insert(0, "context", context)
+        scores.append(score)
+        tables.append(terms)
+    import pandas as pd
+
+    return math.fsum(scores) / len(scores), None, pd.concat(tables, ignore_index=True)
+
+
+def _ceiling_table(ceilings: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        {"context": context, "metric": name, "ceiling": value}
+        for context, values in ceilings.items()
+        for name, value in values.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def needs_de(specs: Mapping[str, MetricSpec]) -> bool:
+    """Whether any of the metrics reads DE tables."""
+    return any("de" in spec.needs for spec in specs.values())
 
 
 def choose_metrics(names: Sequence[str]) -> dict[str, MetricSpec]:
@@ -134,14 +211,26 @@ def _unavailable(name: str, panel: Panel) -> str:
 
 def _score_pair(
     pair: Pair, specs: Mapping[str, MetricSpec], rules: Rules, progress: Progress
-) -> tuple[Columns, dict[str, str]]:
-    with_de = any("de" in spec.needs for spec in specs.values())
+) -> ContextColumns:
     progress(0, 2, "group means and rank sums")
-    panel = build_panel(pair.pred, pair.truth, rules, with_de=with_de)
+    panel = build_panel(pair.pred, pair.truth, rules, with_de=needs_de(specs))
+    verdicts = [side_verdict(pair.context, side) for side in (pair.truth, pair.pred)]
+    return score_panel(pair.context, panel, specs, verdicts, progress)
+
+
+def score_panel(
+    context: str,
+    panel: Panel,
+    specs: Mapping[str, MetricSpec],
+    matrices: list[dict[str, Any]],
+    progress: Progress,
+) -> ContextColumns:
+    """The columns of a measured panel."""
     progress(1, 2, "metrics")
-    result = compute_columns(panel, specs)
+    columns, reasons = compute_columns(panel, specs)
     progress(2, 2, "metrics")
-    return result
+    sizes = [side.measured.sizes[:-1] for side in (panel.truth, panel.pred)]
+    return ContextColumns(context, panel.targets, sizes[0], sizes[1], columns, reasons, matrices)
 
 
 def metric_value(
@@ -177,47 +266,42 @@ def _why_undefined(spec: MetricSpec, n: int, n_present: int, n_total: int, value
     return f"{text}; mean of the others {values.mean():.6g}" if n else text
 
 
-def _contexts(pairs: Sequence[Pair]) -> list[str]:
-    return [pair.context for pair in pairs for _ in pair.truth.targets]
+def _contexts(scored: Sequence[ContextColumns]) -> list[str]:
+    return [part.context for part in scored for _ in part.targets]
 
 
-def _per_perturbation(pairs: Sequence[Pair], columns: Columns) -> pd.DataFrame:
+def _per_perturbation(scored: Sequence[ContextColumns], columns: Columns) -> pd.DataFrame:
     import pandas as pd
 
     head: dict[str, Any] = {
-        "context": _contexts(pairs),
-        "perturbation": [target for pair in pairs for target in pair.truth.targets],
-        "n_cells_truth": np.concatenate([pair.truth.sizes[:-1] for pair in pairs]),
-        "n_cells_pred": np.concatenate([pair.pred.sizes[:-1] for pair in pairs]),
+        "context": _contexts(scored),
+        "perturbation": [target for part in scored for target in part.targets],
+        "n_cells_truth": np.concatenate([part.cells_truth for part in scored]),
+        "n_cells_pred": np.concatenate([part.cells_pred for part in scored]),
     }
     return pd.DataFrame({**head, **{name: column.filled(np.nan) for name, column in columns.items()}})
 
 
 def _strata(
-    scored: Sequence[tuple[Pair, Columns, dict[str, str]]], specs: Mapping[str, MetricSpec]
+    scored: Sequence[ContextColumns], specs: Mapping[str, MetricSpec]
 ) -> dict[str, dict[str, MetricValue]]:
     return {
-        f"context={pair.context}": {
-            name: metric_value(spec, columns[name], pair.truth.sizes[:-1], reasons.get(name))
+        f"context={part.context}": {
+            name: metric_value(spec, part.columns[name], part.cells_truth, part.reasons.get(name))
             for name, spec in specs.items()
         }
-        for pair, columns, reasons in scored
+        for part in scored
     }
 
 
-def _parameters(pairs: Sequence[Pair], rules: Rules) -> dict[str, Any]:
-    """The rules, and the verdict on each matrix."""
-    verdicts = [
-        {
-            "context": pair.context,
-            "file": side.role,
-            "kind": side.scale.kind,
-            "decided_by": side.scale.decided_by,
-            "dtype": str(side.scale.dtype),
-            "median_total": side.scale.median_total,
-            "maximum": side.scan.maximum,
-        }
-        for pair in pairs
-        for side in (pair.truth, pair.pred)
-    ]
-    return {"rules": rules.to_dict(), "matrices": verdicts}
+def side_verdict(context: str, side: Side) -> dict[str, Any]:
+    """What was decided about one matrix, for records."""
+    return {
+        "context": context,
+        "file": side.role,
+        "kind": side.scale.kind,
+        "decided_by": side.scale.decided_by,
+        "dtype": str(side.scale.dtype),
+        "median_total": side.scale.median_total,
+        "maximum": side.scan.maximum,
+    }

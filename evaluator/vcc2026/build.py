@@ -114,7 +114,7 @@ def build_bundle(
         },
         "metrics": list(names),
     }
-    return write_bundle(path, steps, edition=edition.id, record=record, force=force)
+    return write_bundle(path, steps, edition=edition, record=record, force=force)
 
 
 def _step(report: Progress, done: int, total: int) -> Callable[[str], None]:

@@ -164,7 +164,7 @@ def score_table(scored: Sequence[ContextScores]) -> pd.DataFrame:
 def leaderboard(scored: Sequence[ContextScores]) -> pd.DataFrame:
     """The platform's layout: one row per context and their mean; the overall score, the six scores, the six values.
 
-    NaN where references or metrics are missing.
+    `coverage` says how many perturbations entered the values, of how many. NaN where references or metrics are missing.
     """
     import pandas as pd
 
@@ -180,13 +180,24 @@ def leaderboard(scored: Sequence[ContextScores]) -> pd.DataFrame:
             )
         for metric in SCORED:
             row[PLATFORM_NAMES[metric]] = context.values.aggregate.get(metric, math.nan)
+        row["coverage"] = _coverage(context.values)
         rows.append(row)
     table = pd.DataFrame(rows)
     if len(rows) > 1:
-        numbers = [name for name in table.columns if name != "context"]
+        numbers = [name for name in table.columns if name not in ("context", "coverage")]
         mean = {"context": "mean", **{name: float(table[name].mean(skipna=False)) for name in numbers}}
+        mean["coverage"] = f"{len(rows)} contexts"
         table = pd.concat([table, pd.DataFrame([mean])], ignore_index=True)
     return table
+
+
+def _coverage(values: PanelValues) -> str:
+    """`n/n_total` over the scored members, `least-most/n_total` where they differ."""
+    n = [values.n_used[metric] for metric in SCORED if metric in values.n_used]
+    n_total = len(values.perturbations)
+    if not n:
+        return f"0/{n_total}"
+    return f"{min(n)}/{n_total}" if min(n) == max(n) else f"{min(n)}-{max(n)}/{n_total}"
 
 
 def _reference(references: Mapping[str, Any], kind: str, context: str, contexts: Sequence[str]) -> Any:
