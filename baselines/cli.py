@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..data_specs.cli_support import (
+    dry_run_option,
     echo_json,
     echo_table,
     force_option,
@@ -16,6 +19,7 @@ from ..data_specs.cli_support import (
     quiet_option,
     seed_option,
 )
+from ..data_specs.errors import UsageError
 
 _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
@@ -30,47 +34,83 @@ _DEVICES = click.Choice(["auto", "cpu", "cuda"])
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting; repeat for more.")
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML file of settings; --set replaces single ones.",
+)
+@click.option(
     "--features", metavar="FILE|go:GMT", help="Target features: .tsv, .csv, .parquet or go:FILE.gmt[.gz]."
 )
 @click.option("--device", type=_DEVICES, default="auto", show_default=True, help="Where to train.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted training.")
+@dry_run_option
 @seed_option
 @force_option
 @quiet_option
 @format_option
-@out_option(help="The run folder to write.")
+@out_option(required=False, help="The run folder to write; --dry-run writes none.")
 def train(
     name: str,
     data: Path,
     split: Path | None,
     assignments: tuple[str, ...],
+    config: Path | None,
     features: str | None,
     device: str,
     resume: bool,
+    dry_run: bool,
     seed: int,
     force: bool,
     quiet: bool,
     output_format: str,
-    out: str,
+    out: str | None,
 ) -> None:
     """Fit the baseline NAME on the standard file DATA and write a run folder.
 
-    `vcbench list baselines` shows every NAME, `vcbench explain NAME` its settings.
+    `vcbench list baselines` shows every NAME, `vcbench explain NAME` its settings. Deep models take --device,
+    --resume and --dry-run, and train on several processes with `torchrun -m vcbench.baselines.training`.
     """
-    from .registry import create
+    from .registry import create, is_deep
     from .settings import parse_assignments
     from .train import load_data
     from .train import train as run_training
 
-    settings = parse_assignments(assignments)
+    if out is None and not dry_run:
+        raise UsageError("train needs -o RUN, the run folder to write.")
+    settings: dict[str, Any] = dict(parse_assignments(assignments))
+    if config is not None:
+        from .training.config import read_toml
+
+        settings = {**read_toml(config), **settings}
     # Names and settings are checked before the data are read, which may take long.
     create(name, settings)
+    if is_deep(name):
+        options = {"settings": settings, "features": features, "seed": seed, "device": device}
+        if dry_run:
+            _estimate_deep(name, data, split, options, output_format)
+        else:
+            options |= {"resume": resume, "force": force, "quiet": quiet}
+            _train_deep(name, data, split, str(out), options, output_format)
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(f"{name} is fitted in one process; use `vcbench train` without torchrun.")
     if device == "cuda":
         note(f"{name} is fitted on the CPU; --device cuda has no effect.", quiet=quiet)
     if resume:
         note(f"{name} is fitted in one step; there is nothing to resume.", quiet=quiet)
     loaded = load_data(data, split)
-    result = run_training(name, loaded, out, settings=settings, features=features, seed=seed, force=force)
+    if dry_run:
+        shown = {"model": name, "n_train": len(loaded.data.keys), "n_genes": len(loaded.data.genes)}
+        if output_format == "json":
+            echo_json(shown)
+        else:
+            click.echo(
+                f"{name}: {shown['n_train']} training rows, {shown['n_genes']:,} genes; fitted in one step."
+            )
+        return
+    result = run_training(
+        name, loaded, str(out), settings=settings, features=features, seed=seed, force=force
+    )
     if output_format == "json":
         echo_json(result.to_json())
         return
@@ -82,6 +122,51 @@ def train(
         note("amplified: the factor on predicted effects is outside 0.25 to 4.", quiet=quiet)
     for text in result.notes:
         note(text, quiet=quiet)
+
+
+def _train_deep(
+    name: str, data: Path, split: Path | None, out: str, options: dict[str, Any], output_format: str
+) -> None:
+    from .deep_train import train_deep
+
+    result = train_deep(name, data, split, out, **options)
+    if result is None:
+        return
+    if output_format == "json":
+        echo_json(result.to_json())
+        return
+    click.echo(
+        f"{out}: {name}, {result.n_train} training rows, {result.n_genes:,} genes, "
+        f"{result.n_parameters:,} trained numbers, {result.steps:,} steps in {result.fit_s:.3g} s on {result.device}; "
+        f"best {result.select} {result.best:.4g} after {result.best_step:,} steps ({result.stopped})"
+    )
+    for text in result.notes:
+        note(text, quiet=options["quiet"])
+
+
+def _estimate_deep(
+    name: str, data: Path, split: Path | None, options: dict[str, Any], output_format: str
+) -> None:
+    from .deep_train import estimate_deep
+
+    found = estimate_deep(name, data, split, **options)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if output_format == "json":
+        echo_json({"model": name, **found.to_json()})
+        return
+    peak = ", ".join(f"{where} {value:,.0f} MiB" for where, value in found.peak_mib.items())
+    rows = [
+        ["trained numbers", f"{found.n_parameters:,}"],
+        ["weights, optimizer", f"{found.weights_mib:,.1f} MiB, {found.optimizer_mib:,.1f} MiB"],
+        ["peak memory", peak],
+        ["training cells", f"{found.n_cells:,}"],
+        ["steps", f"{found.steps_per_epoch:,} per epoch, {found.steps:,} in all"],
+        ["speed", f"{found.cells_per_s:,.0f} cells/s on {found.device}"],
+        ["one epoch", f"{found.epoch_s:,.1f} s"],
+        ["whole training", f"{found.total_s:,.1f} s, and {found.load_s:,.1f} s to load"],
+    ]
+    echo_table(["what", "estimate"], rows)
 
 
 @click.command(epilog="Example: vcbench predict run -o pred.h5ad")

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data_specs.errors import ModelError, ShapeError
 from ..data_specs.labels import CONTROL
-from .base import BaselineInfo, Key, Prediction, Status
+from .base import BaselineInfo, Key, Prediction, Status, TrainingData
 from .features import FeatureSource
 from .settings import build_config, config_dict
 from .simple.common import Answer
@@ -143,11 +143,20 @@ class DeepModel(ABC, Generic[ConfigT]):
         """Trained numbers of the network."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def start(self, cells: CellData, placement: Placement, *, rng: np.random.Generator) -> Trainable:
-        """What the training loop needs, from the training cells. Takes genes and mean effect from them first."""
+    def start(
+        self,
+        cells: CellData,
+        placement: Placement,
+        *,
+        rng: np.random.Generator,
+        data: TrainingData | None = None,
+    ) -> Trainable:
+        """What the training loop needs, from the training cells.
+
+        Takes genes and mean effect first, from `data` or else from log1p cells.
+        """
         self.genes = text_array([str(gene) for gene in cells.genes])
-        if self.space == "log1p":
-            self.mean_effect = cells.training_data.effects.mean(axis=0)
+        self.mean_effect = (cells.training_data if data is None else data).effects.mean(axis=0)
         trainable = self.prepare(cells, placement, rng=rng)
         self._module = trainable.module
         return trainable

@@ -67,9 +67,19 @@ def load_cells(
             genes=file.genes,
             target_sum=float(rows.matrix.target_sum or 0.0),
             space=space,
-            extras={"dataset_id": rows.dataset_id},
+            extras={
+                "dataset_id": rows.dataset_id,
+                # Names alone: some models reserve a row for every target that may be asked for.
+                "labels": tuple(sorted({label for _, label in (*rows.keys, *(split.rows if split else ()))})),
+                "published": _published(file, used),
+            },
             notes=tuple(notes),
         )
+
+
+def _published(file: H5ad, used: np.ndarray) -> np.ndarray | None:
+    """Code of the published label of each used cell, None where the file does not keep them."""
+    return file.labels("label_source").codes[used] if "label_source" in file.obs_columns else None
 
 
 def _read(file: H5ad, used: np.ndarray, matrix: MatrixMeta) -> sp.csr_array:

@@ -48,6 +48,9 @@ BASELINES: dict[str, tuple[str, str]] = {
     "random-forest": (f"{_SIMPLE}.forest:RandomForest", "Random forest from target features to effects"),
 }
 
+# Deep models: their classes import without torch, training and predicting with them needs it.
+DEEP: dict[str, tuple[str, str]] = {}
+
 
 @dataclass(frozen=True)
 class SuiteModel:
@@ -60,20 +63,35 @@ class SuiteModel:
 
 
 def names() -> list[str]:
-    """Names of all baselines, in table order."""
+    """Names of all baselines, simple ones first, in table order."""
+    return [*BASELINES, *DEEP]
+
+
+def simple_names() -> list[str]:
+    """Names of the baselines that are fitted in one step, in table order."""
     return list(BASELINES)
+
+
+def is_deep(name: str) -> bool:
+    """Whether a baseline is trained by the loop and needs torch. Raises `UnknownName`; imports no model."""
+    _target(name)
+    return name in DEEP
 
 
 def titles() -> dict[str, str]:
     """One line about each baseline, without importing any."""
-    return {name: text for name, (_, text) in BASELINES.items()}
+    return {name: text for name, (_, text) in {**BASELINES, **DEEP}.items()}
+
+
+def _target(name: str) -> str:
+    if name not in BASELINES and name not in DEEP:
+        raise UnknownName("baseline", name, names(), "vcbench list baselines")
+    return (BASELINES.get(name) or DEEP[name])[0]
 
 
 def baseline_class(name: str) -> type[Any]:
     """The class of a baseline. Raises `UnknownName`."""
-    if name not in BASELINES:
-        raise UnknownName("baseline", name, names(), "vcbench list baselines")
-    module, attribute = BASELINES[name][0].split(":")
+    module, attribute = _target(name).split(":")
     return getattr(import_module(module), attribute)
 
 
@@ -82,6 +100,8 @@ def create(
 ) -> Any:
     """An unfitted baseline with checked settings. Raises `UnknownName` or `UsageError`."""
     found = baseline_class(name)
+    if is_deep(name):
+        return found(found.resolve(settings or {}), features=features)
     return found(build_config(found.Config, settings or {}, model=name), features=features)
 
 
@@ -93,12 +113,14 @@ def settings_of(name: str) -> list[tuple[str, str, Any]]:
 def explain(name: str) -> dict[str, Any]:
     """What a reader wants to know about a baseline: title, what it does, source, settings. Raises `UnknownName`."""
     found = baseline_class(name)
+    presets = {"presets": found.preset_names()} if is_deep(name) else {}
     return {
         "title": found.info.title,
         "description": inspect.getdoc(found),
         "source": found.info.paper,
         "settings": [f"{key} ({words}, default {default})" for key, words, default in settings_of(name)],
         "about the settings": inspect.getdoc(found.Config),
+        **presets,
     }
 
 

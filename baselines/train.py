@@ -15,6 +15,7 @@ from ..data_specs.atomic import check_output
 from ..data_specs.errors import OutputError
 from ..data_specs.split_file import Split, read_split
 from .base import TrainingData
+from .card import card_text
 from .data import load_training_data
 from .diagnosis import Diagnosis, diagnose, finite, peak_memory_mib
 from .features import FeatureSource, feature_source, file_sha256
@@ -89,22 +90,15 @@ def train(
     OutputError
         The folder exists (without `force`), equals an input, or cannot be written.
     """
-    _check_folder(out, loaded.path, force)
+    check_folder(out, loaded.path, force)
     source = feature_source(features) if isinstance(features, str) else features
     model = create(name, settings, features=source)
     start = time.perf_counter()
     model.fit(loaded.data, np.random.default_rng(seed))
     fit_s = time.perf_counter() - start
     notes = (*loaded.data.notes, *model.notes)
-    metrics = {"step": 1, "fit_s": round(fit_s, 4), **_training_fit(model, loaded.data)}
-    diagnosis = _diagnosis(model, loaded)
-    shown = {
-        "parameters": model.n_parameters,
-        "fit_s": fit_s,
-        "peak_mib": peak_memory_mib(),
-        "amplified": model.amplified,
-        "factor": model.factor,
-    }
+    metrics = {"step": 1, "fit_s": round(fit_s, 4), **training_fit(model, loaded.data)}
+    diagnosis = run_diagnosis(model, loaded)
     record = RunRecord(
         name=name,
         seed=seed,
@@ -112,7 +106,19 @@ def train(
         data_file={"file": str(loaded.path.resolve()), "sha256": loaded.sha256},
         features=None if source is None else source.record(),
         metrics=(metrics,),
-        card=_card(model, loaded, metrics, diagnosis, shown, notes),
+        card=card_text(
+            model,
+            loaded,
+            {"training mse": metrics["train_mse"], "training Pearson delta": metrics["train_pearson_delta"]},
+            diagnosis,
+            [
+                f"- amplified: {'true' if model.amplified else 'false'} "
+                f"(factor {model.factor:.4g} on predicted effects)"
+            ],
+            f"{model.n_parameters:,} stored numbers, fitted in {fit_s:.3g} s, peak memory of the process "
+            f"{finite(peak_memory_mib(), 5)} MiB, on the CPU.",
+            notes,
+        ),
         dataset_id=str(loaded.data.extras.get("dataset_id", "unknown")),
     )
     run = write_run(out, model, loaded.data, record, split=loaded.split, force=force)
@@ -129,7 +135,8 @@ def train(
     )
 
 
-def _check_folder(out: str | os.PathLike[str], data: Path, force: bool) -> None:
+def check_folder(out: str | os.PathLike[str], data: Path, force: bool) -> None:
+    """Raise `OutputError` unless `out` is new, or with `force` a run folder or an empty one."""
     target = Path(out)
     if target.is_dir() and not force:
         raise OutputError(f"{target}: exists already. Choose another --out or add --force.")
@@ -139,7 +146,7 @@ def _check_folder(out: str | os.PathLike[str], data: Path, force: bool) -> None:
         check_output(target, inputs=[data])
 
 
-def _training_fit(model: Any, data: TrainingData) -> dict[str, float | int | None]:
+def training_fit(model: Any, data: TrainingData) -> dict[str, float | int | None]:
     """Mean squared error and Pearson delta over the training rows the model predicts."""
     prediction = model.predict(data.keys, data.control_means)
     rows = [i for i, status in enumerate(prediction.status) if status != "refused"]
@@ -157,7 +164,7 @@ def _training_fit(model: Any, data: TrainingData) -> dict[str, float | int | Non
     }
 
 
-def _diagnosis(model: Any, loaded: LoadedData) -> Diagnosis:
+def run_diagnosis(model: Any, loaded: LoadedData) -> Diagnosis:
     """Over the split's test rows (names only) where there are any, otherwise over the training rows."""
     data = loaded.data
     tests = [] if loaded.split is None else loaded.split.keys("test")
@@ -165,54 +172,3 @@ def _diagnosis(model: Any, loaded: LoadedData) -> Diagnosis:
     return diagnose(
         model.predict(keys, data.control_means), data.control_means, data.ordered().effects.mean(axis=0)
     )
-
-
-def _card(
-    model: Any,
-    loaded: LoadedData,
-    metrics: Mapping[str, Any],
-    diagnosis: Diagnosis,
-    cost: Mapping[str, Any],
-    notes: Sequence[str],
-) -> str:
-    info = model.info
-    where = (
-        "training rows" if loaded.split is None or not loaded.split.keys("test") else "test rows (names only)"
-    )
-    settings = [f"| {key} | {value} |" for key, value in config_dict(model.config).items()]
-    lines = [
-        f"# {info.name}",
-        "",
-        f"{info.title}. Source: {info.paper}.",
-        "",
-        f"- data: {loaded.path.name} (sha256 {loaded.sha256[:16]}), {len(loaded.data.keys)} training rows, "
-        f"{len(loaded.data.genes):,} genes, {int(np.sum(loaded.data.n_cells)):,} perturbed training cells",
-        f"- target sum: {loaded.data.target_sum:g}",
-        f"- amplified: {'true' if cost['amplified'] else 'false'} (factor {cost['factor']:.4g} on predicted effects)",
-        "",
-        "## Settings",
-        "",
-        "| setting | value |",
-        "|---|---|",
-        *settings,
-        "",
-        "## Diagnosis",
-        "",
-        f"Over {diagnosis.n_rows} {where}; {diagnosis.n_refused} refused.",
-        "",
-        "| figure | value |",
-        "|---|---|",
-        f"| mean correlation among predicted effects | {finite(diagnosis.effect_correlation)} |",
-        f"| mean distance to the training mean | {finite(diagnosis.distance_to_mean)} |",
-        f"| mean distance to no change | {finite(diagnosis.distance_to_no_change)} |",
-        f"| training mse | {finite(metrics['train_mse'])} |",
-        f"| training Pearson delta | {finite(metrics['train_pearson_delta'])} |",
-        "",
-        "## Cost",
-        "",
-        f"{cost['parameters']:,} stored numbers, fitted in {cost['fit_s']:.3g} s, peak memory of the process "
-        f"{finite(cost['peak_mib'], 5)} MiB, on the CPU.",
-    ]
-    if notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
-    return "\n".join(lines) + "\n"

@@ -175,7 +175,7 @@ def held_out_cells(names: Sequence[str], codes: np.ndarray, wanted: np.ndarray) 
     """
     chosen = np.zeros(len(codes), dtype=bool)
     candidates = np.flatnonzero(wanted[codes])
-    hashes = [hashlib.blake2b(str(names[i]).encode(), digest_size=8).digest() for i in candidates]
+    hashes = [hashlib.blake2b(str(names[i]).encode(), digest_size=8).digest() for i in candidates.tolist()]
     keys = np.array([int.from_bytes(item, "big") for item in hashes], dtype=np.uint64)
     ranked = candidates[np.lexsort((keys, codes[candidates]))]
     _, sizes = np.unique(codes[ranked], return_counts=True)

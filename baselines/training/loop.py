@@ -72,6 +72,11 @@ def total_steps(plan: BatchPlan, config: TrainingConfig) -> int:
     return min(steps, config.steps) if config.steps else steps
 
 
+def autocast(config: TrainingConfig, device: torch.device) -> Any:
+    """The context of a forward pass: bf16 autocast with `precision=bf16`, otherwise nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
 def selection(model: Trainable, config: TrainingConfig) -> tuple[str, Better]:
     """The metric that chooses the best weights. A metric other than the model's own has the evaluator's direction."""
     if not config.select or config.select == model.select[0]:
@@ -228,7 +233,7 @@ class _Run:
             part = Part(rows, passes.whole)
             position = Position(state.step, state.epoch, part.share, i == 0, i == len(passes.own) - 1)
             self.optimizers.start_pass(position, factor)
-            with self._autocast():
+            with autocast(self.config, self.processes.device):
                 logs = self.model.train_step(self.model.batch(part), self.optimizers, position)
             for name, value in logs.items():
                 self._add(name, value)
@@ -246,11 +251,6 @@ class _Run:
         if not_finite(self.model.module.state_dict()):
             raise NotFinite(self.state.step - 1)
 
-    def _autocast(self) -> Any:
-        if self.config.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.processes.device.type, dtype=torch.bfloat16)
-
     def _add(self, name: str, value: torch.Tensor | float) -> None:
         if name not in self.sums:
             self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.processes.device)
@@ -260,7 +260,7 @@ class _Run:
         values: dict[str, float] = {}
         if self.processes.is_main:
             self.model.module.eval()
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), autocast(self.config, self.processes.device):
                 values = self.model.validate()
             self.model.module.train()
         values = self.processes.broadcast(values)

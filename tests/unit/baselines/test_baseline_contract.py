@@ -14,7 +14,7 @@ from vcbench.baselines.features import feature_source
 from vcbench.data_specs.errors import ModelError, ShapeError, UnknownName, UsageError
 from vcbench.data_specs.split_file import Split
 
-NAMES = registry.names()
+NAMES = registry.simple_names()
 FEW = {"random-forest": {"n_trees": 4}, "transfer": {"source": "A", "target": "B"}}
 REQUESTS = [
     ("A", "G004"),
