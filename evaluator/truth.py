@@ -31,6 +31,7 @@ ONLY_2026 = {
     "no_target_genes": False,
     "target_map": None,
 }
+OPTION_NAMES = {"n_splits": "splits", "anchor": "no-anchor", "ceiling": "no-ceiling"}
 ONLY_2025 = {"train": None, "perts": None, "ceiling": True, "matrix": None}
 
 
@@ -95,7 +96,7 @@ def build_truth(
     foreign = ONLY_2025 if pipeline == "vcc2026" else ONLY_2026
     unused = [name for name, default in foreign.items() if given[name] != default]
     if unused:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        shown = ", ".join(f"--{OPTION_NAMES.get(name, name).replace('_', '-')}" for name in unused)
         raise UsageError(f"{shown}: not an option of edition {rules.id}.")
     _check_folder(Path(out), force=force)
     options = ScoreOptions(
