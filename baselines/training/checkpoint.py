@@ -10,7 +10,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ def find_checkpoint(root: Path, name: str) -> Path | None:
     """The checkpoint folder, put back first when a kill during a replacement left it aside; None without one."""
     target, old = root / name, root / f"{_OLD}{name}"
     if not target.exists() and old.exists():
-        old.rename(target)
+        # Another process may be doing the same.
+        with suppress(FileNotFoundError):
+            old.rename(target)
     return target if target.is_dir() else None
 
 

@@ -22,7 +22,9 @@ class MockTrainable(SingleLoss):
         self.matrix = DeviceMatrix(cells.x, placement, where=model.config.data)
         self.n_rows = len(cells.train_rows)
         table = np.stack([model.hot(label) for _, label in cells.keys])
-        self.hot = torch.tensor(table[cells.codes[cells.train_rows]], dtype=placement.dtype)
+        self.hot = torch.tensor(
+            table[cells.codes[cells.train_rows]], dtype=placement.dtype, device=placement.device
+        )
         known = [k for k in cells.validation_keys or cells.train_keys if model.hot(k[1]).any()]
         self.validation = validation_set(cells, keys=known)
 
@@ -45,5 +47,5 @@ class MockTrainable(SingleLoss):
         labels = [label for _, label in self.validation.keys]
         if not labels:
             return {}
-        hot = torch.tensor(np.stack([self.model.hot(label) for label in labels]), dtype=self.hot.dtype)
-        return self.validation.scores(self.validation.controls + self.module(hot).double().numpy())
+        hot = torch.tensor(np.stack([self.model.hot(label) for label in labels])).to(self.hot)
+        return self.validation.scores(self.validation.controls + self.module(hot).double().cpu().numpy())
