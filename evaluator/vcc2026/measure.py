@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +62,13 @@ def measure(
     """
     per: dict[str, np.ndarray] = {}
     for name in names:
-        if ENTRIES[name].kind == "cells":
-            per[name] = (extra or {})[name]
-        elif name in EXPRESSION_METRICS and bulks is not None:
-            per[name] = _finite(name, EXPRESSION_METRICS[name](bulks))
-        elif ENTRIES[name].kind in ("de", "de_panel") and tests is not None:
-            per[name] = _de_values(name, tests)
+        with _named(name):
+            if ENTRIES[name].kind == "cells":
+                per[name] = (extra or {})[name]
+            elif name in EXPRESSION_METRICS and bulks is not None:
+                per[name] = _finite(name, EXPRESSION_METRICS[name](bulks))
+            elif ENTRIES[name].kind in ("de", "de_panel") and tests is not None:
+                per[name] = _de_values(name, tests)
     aggregate = {name: _mean(values) for name, values in per.items()}
     n_used = {name: int(np.isfinite(values).sum()) for name, values in per.items()}
     if NORM in names:
@@ -74,6 +76,15 @@ def measure(
         aggregate[NORM] = expr_mse_unbiased_capped_norm(*parts)
         n_used[NORM] = int((np.isfinite(parts[0]) & np.isfinite(parts[1])).sum())
     return PanelValues(perturbations, per, aggregate, n_used)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """A metric that fails on its numbers fails the run, and says which one it is."""
+    try:
+        yield
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+        raise MetricError(f"metric {name}: {error}") from error
 
 
 def _de_values(name: str, tests: DEPanel) -> np.ndarray:
