@@ -85,7 +85,10 @@ def score_vcc2026(
         ends = Ends.from_references(options.references, [result.context for result in results])
     notes += [note for result in results if (note := _unresolved_note(result, rule))]
     scored = score_contexts(edition, [(r.context, r.values) for r in results], ends)
-    return assemble(edition, names, results, scored, notes=notes, parameters=_parameters(columns, rule, ends))
+    parameters = _parameters(columns, rule, ends) | {
+        "control_cells_of_the_truth": {result.context or "all": result.n_control for result in results}
+    }
+    return assemble(edition, names, results, scored, notes=notes, parameters=parameters)
 
 
 def target_rule(options: ScoreOptions) -> TargetRule:
