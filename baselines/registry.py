@@ -49,7 +49,12 @@ BASELINES: dict[str, tuple[str, str]] = {
 }
 
 # Deep models: their classes import without torch, training and predicting with them needs it.
-DEEP: dict[str, tuple[str, str]] = {}
+DEEP: dict[str, tuple[str, str]] = {
+    "gears": (
+        "vcbench.baselines.gears.baseline:Gears",
+        "Graph network over gene co-expression and GO similarity (GEARS)",
+    ),
+}
 
 
 @dataclass(frozen=True)

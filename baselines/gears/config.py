@@ -43,7 +43,8 @@ class GearsConfig(TrainingConfig):
         What counts as one condition in the loss: the canonical label, or the published one (`A+ctrl` and `ctrl+A`
         differ).
     prediction, n_draws
-        `exact-mean` adds the effect to the control mean; `draws` averages `n_draws` drawn control cells.
+        `exact-mean` adds the effect to the control mean; `draws` averages `n_draws` drawn control cells of the
+        training file.
     paired_validation
         Validate on each cell's paired control (upstream) instead of the exact control mean.
     initial_weights
@@ -57,7 +58,7 @@ class GearsConfig(TrainingConfig):
     num_similar_genes_co_express_graph: int = 20
     coexpress_threshold: float = 0.4
     go_threshold: float = 0.1
-    coexpress_cells: int = 20_000
+    coexpress_cells: int = 10_000
     coexpression: Coexpression = "all"
     uncertainty: bool = False
     uncertainty_reg: float = 1.0
@@ -94,6 +95,8 @@ class GearsConfig(TrainingConfig):
             )
             if getattr(self, name) < least
         ]
+        if self.precision == "bf16" or self.compile:
+            problems.append("gears has its own blocked float32 decoder; use precision=float32, compile=false")
         if self.coexpression == "first" and self.accumulate > 1:
             problems.append("coexpression=first depends on the first cell of a batch; use accumulate=1")
         if problems:

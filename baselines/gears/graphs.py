@@ -111,7 +111,9 @@ def go_graph(
     return _from_rows(top_per_row(with_self, n_similar + 1))
 
 
-def coexpression_graph(cells: Any, *, n_similar: int, above: float) -> Graph:
+def coexpression_graph(
+    cells: Any, *, n_similar: int, above: float, contexts: np.ndarray | None = None
+) -> Graph:
     """The gene graph: measured genes linked by the absolute Pearson correlation of their expression.
 
     Each target keeps its `n_similar` + 1 most correlated genes, itself included, and of these the ones above
@@ -122,6 +124,9 @@ def coexpression_graph(cells: Any, *, n_similar: int, above: float) -> Graph:
     cells
         log1p expression, CSR, shape (n_cells, G): control cells and training cells with one perturbed gene. Not
         modified. The result does not depend on the order of the cells beyond rounding.
+    contexts
+        Context of each cell, int64 from 0, shape (n_cells,): genes are then centred within contexts, so that
+        differences between contexts make no edges.
 
     Raises
     ------
@@ -132,29 +137,32 @@ def coexpression_graph(cells: Any, *, n_similar: int, above: float) -> Graph:
     if n_cells < 2:
         raise ModelError(f"co-expression needs at least two cells; there are {n_cells}.")
     rows = sp.csr_array(cells)
-    total = np.asarray(rows.sum(axis=0, dtype=np.float64)).ravel()
-    mean = total / n_cells
-    square = np.asarray(rows.astype(np.float64).power(2).sum(axis=0)).ravel()
-    spread = square - n_cells * mean * mean
-    varies = spread > 1e-10 * np.maximum(square, 1e-300)
-    scale = np.where(varies, 1.0 / np.sqrt(np.where(varies, spread, 1.0)), 0.0)
+    codes = np.zeros(n_cells, dtype=np.int64) if contexts is None else contexts
+    means, scale = _centres(rows, codes)
     kept: list[Graph] = []
     for first in range(0, n_genes, _GENES_PER_TILE):
         tile = slice(first, min(n_genes, first + _GENES_PER_TILE))
-        correlation = np.abs(_correlation_tile(rows, tile, mean, scale))
-        np.minimum(correlation, 1.0, out=correlation)
+        product = np.zeros((tile.stop - tile.start, n_genes))
+        for start in range(0, n_cells, _CELLS_PER_BLOCK):
+            part = slice(start, start + _CELLS_PER_BLOCK)
+            block = (rows[part].toarray() - means[codes[part]]) * scale
+            product += block[:, tile].T @ block
+        correlation = np.minimum(np.abs(product), 1.0)
         kept.append(_strongest(correlation, first, n_genes, n_similar + 1, above))
     edges = np.concatenate([graph.edges for graph in kept], axis=1)
     return Graph(n_genes, edges, np.concatenate([graph.weights for graph in kept]))
 
 
-def _correlation_tile(rows: Any, tile: slice, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Correlations of the genes of a tile with all genes, float64, shape (tile, G)."""
-    product = np.zeros((tile.stop - tile.start, len(mean)))
-    for first in range(0, rows.shape[0], _CELLS_PER_BLOCK):
-        block = (rows[first : first + _CELLS_PER_BLOCK].toarray() - mean) * scale
-        product += block[:, tile].T @ block
-    return product
+def _centres(rows: Any, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of each context, shape (n_contexts, G), and 1 / root of the squares about them, 0 for constant genes."""
+    n = np.bincount(codes)
+    hot = sp.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(len(n), len(codes)))
+    wide = rows.astype(np.float64)
+    means = (hot @ wide).toarray() / np.maximum(n, 1)[:, None]
+    square = np.asarray(wide.power(2).sum(axis=0)).ravel()
+    spread = square - (n[:, None] * means**2).sum(axis=0)
+    varies = spread > 1e-10 * np.maximum(square, 1e-300)
+    return means, np.where(varies, 1.0 / np.sqrt(np.where(varies, spread, 1.0)), 0.0)
 
 
 def _strongest(values: np.ndarray, first: int, n_genes: int, k: int, above: float) -> Graph:
