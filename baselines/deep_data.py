@@ -83,22 +83,28 @@ def _published(file: H5ad, used: np.ndarray) -> np.ndarray | None:
 
 
 def _read(file: H5ad, used: np.ndarray, matrix: MatrixMeta) -> sp.csr_array:
-    """The used rows as one CSR float32 matrix; blocks are released as they are joined."""
-    blocks: list[sp.csr_array] = []
-    for block in file.row_blocks():
-        keep = used[block.start : block.stop]
-        if keep.any():
-            part = to_log1p(sp.csr_array(block.matrix[keep]), matrix)
-            blocks.append(sp.csr_array(part, dtype=np.float32))
-    n_stored = sum(block.nnz for block in blocks)
-    data = np.empty(n_stored, dtype=np.float32)
-    indices = np.empty(n_stored, dtype=np.int32)
+    """The used rows as one CSR float32 matrix, in little more memory than it takes."""
+    # Memory that is never written costs nothing, so a sparse file's own number of entries is a free upper bound.
+    room = file.matrix.n_stored if file.matrix.storage != "dense" else 0
+    data, indices = np.empty(room, dtype=np.float32), np.empty(room, dtype=np.int32)
     bounds = [np.zeros(1, dtype=np.int64)]
     at = 0
-    for i, block in enumerate(blocks):
-        data[at : at + block.nnz] = block.data
-        indices[at : at + block.nnz] = block.indices
-        bounds.append(block.indptr[1:].astype(np.int64) + at)
-        at += block.nnz
-        blocks[i] = sp.csr_array((0, 0))
-    return sp.csr_array((data, indices, np.concatenate(bounds)), shape=(int(used.sum()), file.n_vars))
+    for block in file.row_blocks():
+        keep = used[block.start : block.stop]
+        if not keep.any():
+            continue
+        part = to_log1p(sp.csr_array(block.matrix[keep]), matrix)
+        end = at + part.nnz
+        if end > len(data):
+            room = max(end, len(data) + len(data) // 4)
+            data.resize(room, refcheck=False)
+            indices.resize(room, refcheck=False)
+        data[at:end] = part.data
+        indices[at:end] = part.indices
+        bounds.append(part.indptr[1:].astype(np.int64) + at)
+        at = end
+    data.resize(at, refcheck=False)
+    indices.resize(at, refcheck=False)
+    # Row bounds of 64 bits would make scipy widen the column indices as well.
+    indptr = np.concatenate(bounds).astype(np.int32 if at < 2**31 else np.int64)
+    return sp.csr_array((data, indices, indptr), shape=(int(used.sum()), file.n_vars))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,7 +24,8 @@ WARM_STEPS, FEWEST_STEPS, MOST_STEPS = 2, 3, 50
 class Estimate:
     """Time and memory of a run. `epoch_s` and `total_s` include validation, not loading the data (`load_s`).
 
-    `total_s` is without early stopping. `peak_mib` is the peak so far: `host` and, on CUDA, `device`.
+    `step_s` is the median of the measured steps; `total_s` is without early stopping. `peak_mib` is the peak so far:
+    `host` and, on CUDA, `device`.
     """
 
     n_parameters: int
@@ -91,7 +93,7 @@ def estimate(
         with torch.no_grad(), autocast(config, device):
             model.validate()
         validation_s = _elapsed(start, device)
-    step_s = sum(measured) / len(measured)
+    step_s = statistics.median(measured)
     steps = total_steps(plan, config)
     n_epochs = -(-steps // plan.n_steps)
     n_validations = -(-n_epochs // config.validate_every)

@@ -29,6 +29,7 @@ def test_cells_of_the_split_are_read_and_test_rows_are_not(file):
     assert cells.train_keys == tuple((c, p) for c in "AB" for p in ("G000", "G001"))
     assert cells.validation_keys == (("A", "G002"), ("B", "G002")) and not cells.held_out.any()
     assert cells.x.shape == (2 * (30 + 3 * 25), len(GENES)) and cells.x.dtype == np.float32
+    assert cells.x.indices.dtype == np.int32
     assert len(cells.train_rows) == 100 and len(cells.control_rows) == 60
     expected = load_training_data(file, SPLIT)
     found = cells.training_data
@@ -38,6 +39,19 @@ def test_cells_of_the_split_are_read_and_test_rows_are_not(file):
         np.testing.assert_allclose(
             found.control_means[context], expected.control_means[context], rtol=1e-6, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("storage", ["dense", "csc"])
+def test_other_storages_give_the_same_cells(file, tmp_path, storage):
+    import anndata as ad
+
+    other = ad.read_h5ad(file)
+    other.X = other.X.toarray() if storage == "dense" else other.X.tocsc()
+    other.write_h5ad(tmp_path / "other.h5ad")
+    expected, found = load_cells(file, SPLIT), load_cells(tmp_path / "other.h5ad", SPLIT)
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found.x, name), getattr(expected.x, name))
+    assert found.keys == expected.keys and (found.codes == expected.codes).all()
 
 
 def test_moments_are_those_of_numpy(file):
