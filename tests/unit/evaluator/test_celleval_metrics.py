@@ -48,6 +48,17 @@ PRED = table(
 )
 
 
+def test_a_sign_flip_keeps_the_genes_and_turns_the_directions():
+    flipped = DeTable(TRUTH.p_value, TRUTH.fdr, -TRUTH.log2_fold_change, None, TRUTH.significant)
+    both = panel(TRUTH, flipped)
+    # Sets and ranks by size stay; p1 has no true DE gene, so its direction metrics are null.
+    assert de_metrics.overlap(both, None, "overlap").tolist() == [1, 0]
+    assert de_metrics.recall(both).tolist() == [1, None]
+    assert de_metrics.direction_match(both).tolist() == [0, None]
+    assert de_metrics.spearman_lfc(both).tolist() == [pytest.approx(-1.0), None]
+    assert de_metrics.area(both, "roc")[0] == 1.0
+
+
 def test_overlap_by_hand():
     # R = g0 g1 g2 g3, Q = g4 g2 g0: at N = 4 the prediction has only three, two of them shared
     both = panel(TRUTH, PRED)

@@ -146,6 +146,22 @@ def test_nmae_by_hand_needs_ten_genes():
     assert lfc_nmae(pair(real, missing, label="g0", names=names)) == pytest.approx((9 * 0.5 + 11) / 10 / 6.5)
 
 
+def test_nmae_of_five_genes_is_omitted():
+    # Five genes, four without the own one: fewer than the ten that an error of fold changes needs.
+    real = table([9, 2, 1, -1, 0.5], [0.001] * 5)
+    assert math.isnan(lfc_nmae(pair(real, real)))
+
+
+def test_nmae_leaves_five_insignificant_genes_out():
+    # Fifteen genes: ten significant with a fold change of 2, five not; predicted 1 on nine and infinite on one.
+    folds, p_adj = [2.0] * 10 + [7.0] * 5, [0.01] * 10 + [0.5] * 5
+    names = tuple(f"g{i}" for i in range(15))
+    pred = table([1.0] * 9 + [np.inf] + [0.0] * 5, [0.5] * 15)
+    one = pair(table(folds, p_adj), pred, label="none", rule=NO_TARGETS, names=names)
+    # Nine errors of 1, and one of 2 because an infinite prediction counts as no change; mean size 2.
+    assert lfc_nmae(one) == pytest.approx((9 * 1 + 2) / 10 / 2)
+
+
 def test_nan_fold_change_is_never_significant():
     real = table([np.nan, 1, 1, 1, 1], [0.001] * 5)
     assert pair(real, real).real.n_significant == 4
