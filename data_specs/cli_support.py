@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 EXIT_VALID, EXIT_INVALID, EXIT_USAGE, EXIT_INTERNAL = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143
 
 
 class LazyGroup(click.Group):
@@ -166,40 +171,103 @@ def note(text: str, *, quiet: bool = False) -> None:
 def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 valid, 1 invalid, 2 usage, 3 internal error.
 
-    Known errors print one message and no traceback; an unknown exception prints its traceback.
+    Known errors print one message and no traceback; an unknown exception prints its traceback. With `--format json`
+    a failure also prints `{"valid", "issues", "error"}` on stdout; `valid` is null where nothing was judged. As
+    shells have it, an interrupt (Ctrl-C) is 130, SIGTERM 143 and a closed output pipe 141; the first two remove
+    unfinished outputs.
     """
+    listed = sys.argv[1:] if args is None else list(args)
+    try:
+        with _termination_raised():
+            return _run(group, listed, json_wanted=wants_json(listed))
+    except Terminated:
+        click.echo("terminated", err=True)
+        return EXIT_TERMINATED
+    except BrokenPipeError:
+        _drop_stdout()
+        return EXIT_PIPE
+
+
+def _run(group: click.Group, args: list[str], *, json_wanted: bool) -> int:
     from .errors import InvalidFile, VCBenchError
 
+    streams = sys.stdout, sys.stderr
     try:
-        result = group.main(
-            args=None if args is None else list(args), prog_name="vcbench", standalone_mode=False
-        )
+        result = group.main(args=args, prog_name="vcbench", standalone_mode=False)
         return result if isinstance(result, int) else EXIT_VALID
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except SystemExit as stop:
+        # click itself leaves so after shell completion, and with 1 ("invalid" here) when a pipe was closed: then it
+        # has wrapped the streams.
+        if sys.stdout is not streams[0]:
+            sys.stdout, sys.stderr = streams
+            _drop_stdout()
+            return EXIT_PIPE
+        return stop.code if isinstance(stop.code, int) else EXIT_VALID
     except click.ClickException as error:
+        if json_wanted:
+            _echo_failure("UsageError", error.format_message())
         error.show()
         return EXIT_USAGE
     except click.Abort:
         click.echo("interrupted", err=True)
-        return 130
+        return EXIT_INTERRUPTED
     except InvalidFile as error:
-        if wants_json(sys.argv[1:] if args is None else args):
+        if json_wanted:
             echo_json({"valid": False, "issues": [issue.to_json() for issue in error.issues]})
         echo_issues(error.issues, err=True)
         return error.exit_code
     except VCBenchError as error:
+        if json_wanted:
+            _echo_failure(type(error).__name__, str(error))
         click.echo(f"{type(error).__name__}: {error}", err=True)
         return error.exit_code
     except BrokenPipeError:
-        sys.stderr.close()
-        return EXIT_INVALID
-    except Exception:
+        raise
+    except Exception as error:
         import traceback
 
+        if json_wanted:
+            _echo_failure("InternalError", f"{type(error).__name__}: {error}")
         traceback.print_exc()
         click.echo("internal error: please report the lines above", err=True)
         return EXIT_INTERNAL
+
+
+def _echo_failure(kind: str, message: str) -> None:
+    echo_json({"valid": None, "issues": [], "error": {"kind": kind, "message": message}})
+
+
+def _drop_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not complain at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an `Exception`: nothing but clean-up may catch it."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """In the block SIGTERM raises `Terminated`, so that temporary files are removed; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        # A second signal must not break off the clean-up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def wants_json(args: Sequence[str]) -> bool:
