@@ -14,6 +14,7 @@ from ..data_specs.errors import InvalidFile
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED
+from ..data_specs.matrix_scan import scan_matrix, value_issues
 from ..data_specs.normalize import to_log1p
 from ..data_specs.split_file import Split
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixMeta, read_meta
@@ -83,6 +84,31 @@ def standard_rows(file: H5ad) -> StandardRows:
     return StandardRows(keys, codes, meta.matrix, meta.dataset_id)
 
 
+def check_values(file: H5ad, matrix: MatrixMeta, used: np.ndarray) -> None:
+    """Refuse a file whose means would be wrong: repeated genes, or values that its matrix kind forbids.
+
+    `used` marks the cells that are read, bool, shape (n_obs,); the others may hold anything.
+
+    Raises
+    ------
+    InvalidFile
+        All problems at once (codes E611, E614 to E617, E629).
+    """
+    place, quoted = f"{file.name}:/var", shlex.quote(str(file.path))
+    if not file.n_vars:
+        raise InvalidFile(
+            [make_issue("E629", where=place, found="0 genes", expected="at least one gene", file=quoted)]
+        )
+    issues: list[Issue] = []
+    unique, counts = np.unique(file.genes.astype(str), return_counts=True)
+    if len(unique) < file.n_vars:
+        repeated = first_of(unique[counts > 1])
+        issues.append(make_issue("E611", where=place, found=repeated, expected="each name once", file=quoted))
+    issues += value_issues(scan_matrix(file, keep=used), file, matrix.kind)
+    if issues:
+        raise InvalidFile(issues)
+
+
 @dataclass(frozen=True)
 class TrainingCells:
     """Streaming access to the training cells of a file, controls included."""
@@ -133,7 +159,7 @@ def load_training_data(path: str | os.PathLike[str], split: Split | None) -> Tra
     ------
     InvalidFile
         Not a standard file (E671), training contexts without control (E672), training rows that the file lacks
-        (E673), nothing to train on (E676).
+        (E673), nothing to train on (E676), values or genes that cannot be used (see `check_values`).
     """
     with H5ad(path) as file:
         rows = standard_rows(file)
@@ -142,6 +168,7 @@ def load_training_data(path: str | os.PathLike[str], split: Split | None) -> Tra
         groups = {key: i for i, key in enumerate((*controls, *train))}
         table = np.array([groups.get(key, EXCLUDED) for key in rows.keys] + [EXCLUDED], dtype=np.int64)
         codes = table[rows.codes]
+        check_values(file, rows.matrix, codes != EXCLUDED)
         moments = group_moments(file, codes, len(groups), rows.matrix)
         genes = file.genes
     n_controls = len(controls)
@@ -243,7 +270,8 @@ def load_means(
     Raises
     ------
     InvalidFile
-        Not a standard file (E671), or log1p of another target sum (E675).
+        Not a standard file (E671), log1p of another target sum (E675), values or genes that cannot be used (see
+        `check_values`).
     """
     with H5ad(path) as file:
         rows = standard_rows(file)
@@ -262,10 +290,13 @@ def load_means(
                     ]
                 )
             matrix = MatrixMeta("counts", target_sum)
-        chosen = [key for key in rows.keys if key in set(wanted)]
+        asked = set(wanted)
+        chosen = [key for key in rows.keys if key in asked]
         groups = {key: i for i, key in enumerate(chosen)}
         table = np.array([groups.get(key, EXCLUDED) for key in rows.keys] + [EXCLUDED], dtype=np.int64)
-        moments = group_moments(file, table[rows.codes], len(groups), matrix)
+        codes = table[rows.codes]
+        check_values(file, rows.matrix, codes != EXCLUDED)
+        moments = group_moments(file, codes, len(groups), matrix)
         total = float(matrix.target_sum or 0.0)
         return MeanRows(file.genes, tuple(chosen), moments.mean, moments.n, total, rows.dataset_id)
 
