@@ -169,7 +169,7 @@ def _estimate_deep(
     echo_table(["what", "estimate"], rows)
 
 
-@click.command(epilog="Example: vcbench predict run -o pred.h5ad")
+@click.command(epilog="Examples: vcbench predict run; vcbench predict run --cells 200 -o cells.h5ad")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--controls",
@@ -191,7 +191,10 @@ def _estimate_deep(
 @force_option
 @quiet_option
 @format_option
-@out_option(help="The mean-effects h5ad to write.")
+@out_option(
+    required=False,
+    help="The h5ad to write; default: prediction.h5ad in RUN, where `vcbench pack RUN` finds it.",
+)
 def predict(
     run: Path,
     controls: Path | None,
@@ -202,20 +205,22 @@ def predict(
     force: bool,
     quiet: bool,
     output_format: str,
-    out: str,
+    out: str | None,
 ) -> None:
     """Predict with the run folder RUN: one absolute mean profile per (context, perturbation), or cells.
 
     Cells are drawn from the control cells of --controls, by default those of the training file.
     """
     from ..data_specs.atomic import check_output
+    from ..submission.pack_inputs import PREDICTION_NAME
     from .predict import choose_keys, write_prediction
     from .predict import predict as run_prediction
     from .run_folder import load_run
 
+    loaded = load_run(run)
+    out = out or str(run / PREDICTION_NAME)
     inputs = [path for path in (controls, perturbations) if path is not None]
     check_output(out, inputs=inputs, force=force)
-    loaded = load_run(run)
     keys = choose_keys(
         loaded, perturbations=perturbations, everything=everything, contexts=sorted(loaded.control_means)
     )

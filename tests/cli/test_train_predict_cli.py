@@ -326,3 +326,15 @@ def test_features_are_recorded(files, tmp_path, capsys):
     assert run(cli, ["predict", str(out), "-o", str(tmp_path / "p.h5ad")]) == 0
     assert ad.read_h5ad(tmp_path / "p.h5ad").n_obs == 6
     capsys.readouterr()
+
+
+def test_predictions_stand_in_the_run_folder_for_pack(files, tmp_path, capsys):
+    out = trained(files, tmp_path / "run", "mean")
+    entry = ["pack", str(out), "--edition", "core", "-o", str(tmp_path / "entry.h5ad")]
+    assert run(cli, entry) == 1
+    told = capsys.readouterr().err
+    fix = told.split("fix: vcbench ")[1].split()
+    assert run(cli, fix) == 0
+    assert run(cli, entry) == 0
+    assert ad.read_h5ad(tmp_path / "entry.h5ad").n_obs == 6
+    assert run(cli, fix) == 1 and "--force" in capsys.readouterr().err
