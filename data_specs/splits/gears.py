@@ -274,6 +274,9 @@ def gears_simulation(
     They are relative to the genes drawn as seen in the pass that held a condition out; the test subgroups
     therefore do not count genes that only the validation pass took out of training.
     """
+    for option, share in (("--gene-fraction", gene_fraction), ("--combo-fraction", combo_fraction)):
+        if not 0.0 <= share <= 1.0:
+            raise UsageError(f"{option} {share:g} is no share; give a number from 0 to 1.")
     conditions, pool, notes = _prepared(table, drop_uncovered, max_term_size)
     sets = simulation_sets(pool, seed=seed, gene_fraction=gene_fraction, combo_fraction=combo_fraction)
     parameters = {"gene_fraction": gene_fraction, "combo_fraction": combo_fraction}

@@ -33,8 +33,3 @@ def subgroup(perturbation: str, seen: Collection[str]) -> str:
         return "seen_single" if n_seen else "unseen_single"
     size = "" if len(targets) == 2 else str(len(targets))
     return f"combo{size}_seen{n_seen}"
-
-
-def subgroup_of(perturbation: str, train_keys: Iterable[Key]) -> str:
-    """`subgroup` relative to training keys (context, perturbation). For many, call `train_targets` once."""
-    return subgroup(perturbation, train_targets(train_keys))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...data_specs.labels import split_label
 from ...data_specs.split_file import Split
-from ...data_specs.splits.subgroups import subgroup_of
+from ...data_specs.splits.subgroups import subgroup, train_targets
 from ..metrics.base import Null, Value
 from ..metrics.spec import MetricSpec
 from ..scorecard import MetricValue
@@ -50,16 +50,17 @@ def aggregate(spec: MetricSpec, values: Sequence[Value], n_cells: np.ndarray) ->
     )
 
 
-def subgroup(key: Key, split: Split | None) -> str:
-    """The stratum of a row.
+def subgroups(keys: Sequence[Key], split: Split | None) -> list[str]:
+    """The stratum of each row.
 
     With a split its subgroup, or what the training rows make of it; without one `single`, `double` or `multiple`
     by the number of targets.
     """
     if split:
-        return split.subgroup(key) or subgroup_of(key[1], split.keys("train"))
-    n_targets = len(split_label(key[1]))
-    return {1: "single", 2: "double"}.get(n_targets, "multiple")
+        seen = train_targets(split.keys("train"))
+        return [split.subgroup(key) or subgroup(key[1], seen) for key in keys]
+    sizes = {1: "single", 2: "double"}
+    return [sizes.get(len(split_label(name)), "multiple") for _, name in keys]
 
 
 def effect_tier(n_de: int | None, bounds: Sequence[int]) -> str:

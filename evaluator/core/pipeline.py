@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data_specs.errors import MetricError, UnknownName
+from ...data_specs.errors import MetricError, UnknownName, UsageError
 from ...data_specs.labels import CONTROL, targets_of
 from ...data_specs.sources import Source
 from ...data_specs.spec_models import Edition, Profile
@@ -17,7 +17,7 @@ from ..metrics.base import Null, Value
 from ..metrics.spec import MetricSpec, family_metrics
 from ..score_options import ScoreOptions
 from ..scorecard import ScoreResult
-from .aggregate import aggregate, effect_tier, stratified, subgroup
+from .aggregate import aggregate, effect_tier, stratified, subgroups
 from .de import DeTable, de_table
 from .pairing import Key, Pair, match
 from .row import NO_CELLS, Cells, CoreRow
@@ -69,7 +69,10 @@ def score_core(
         The profile names a metric that its family does not have.
     MetricError
         A metric gave a value that is not a number.
+    UsageError
+        An option that this edition has no use for: references, no_target_genes or target_map.
     """
+    _refuse_foreign(options, edition)
     family = profile.family or FAMILY
     specs = _specs(family, profile)
     parameters = edition.scoring.parameters
@@ -88,6 +91,17 @@ def score_core(
         rows = _core_rows(pair, bulks, predicted, de, needs, parameters, options)
     values = _measure(specs, pair, predicted, rows, progress)
     return _result(pair, bulks, specs, values, de, parameters, options)
+
+
+def _refuse_foreign(options: ScoreOptions, edition: Edition) -> None:
+    given = {
+        f"--reference {', '.join(options.references)} (or --baseline)": options.references,
+        "--no-target-genes": options.no_target_genes,
+        "--target-map": options.target_map,
+    }
+    unused = [option for option, value in given.items() if value]
+    if unused:
+        raise UsageError(f"edition {edition.id} has no use for {', '.join(unused)}.")
 
 
 def _specs(family: str, profile: Profile) -> list[MetricSpec]:
@@ -206,7 +220,7 @@ def _result(
     n_truth = np.array([int(bulks.truth.n[bulks.truth_keys[key]]) for key in pair.evaluated], dtype=np.int64)
     n_pred = [0 if key in pair.refused else int(bulks.pred.n[bulks.pred_keys[key]]) for key in pair.evaluated]
     n_de = [None if (table := de[key]) is None else table.n_significant for key in pair.evaluated]
-    strata = [subgroup(key, options.split) for key in pair.evaluated]
+    strata = subgroups(pair.evaluated, options.split)
     tiers = [effect_tier(n, parameters["de_tiers"]) for n in n_de]
     contexts = [context for context, _ in pair.evaluated]
     status, reason = _status(pair)

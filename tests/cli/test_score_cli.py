@@ -197,3 +197,13 @@ def test_gears_profile(files, capsys):
     )
     code, out, _ = call(capsys, *args)
     assert code == 0 and "mse_top20_de_non_dropout" in json.loads(out)["metrics"]
+
+
+@pytest.mark.parametrize(
+    "option", [["--baseline", "published"], ["--no-target-genes"], ["--target-map", "MAP"]]
+)
+def test_options_without_use_are_refused(files, tmp_path, capsys, option):
+    (tmp_path / "map.csv").write_text("label,gene\nG001,G001\n")
+    words = [str(tmp_path / "map.csv") if word == "MAP" else word for word in option]
+    code, _, err = call(capsys, files["pred"], "--truth", files["truth"], "--edition", "core", *words)
+    assert code == 2 and "edition core has no use for" in err

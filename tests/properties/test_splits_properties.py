@@ -6,7 +6,7 @@ from vcbench.data_specs.labels import join_targets
 from vcbench.data_specs.splits import draw_split
 from vcbench.data_specs.splits.gears import simulation_sets
 from vcbench.data_specs.splits.labels_table import LabelTable
-from vcbench.data_specs.splits.subgroups import subgroup_of
+from vcbench.data_specs.splits.subgroups import subgroup, train_targets
 
 GENES = [f"G{i}" for i in range(12)]
 PAIRS = [join_targets((a, b)) for i, a in enumerate(GENES) for b in GENES[:i]]
@@ -72,7 +72,7 @@ def test_subgroups_follow_the_training_targets(keys, seed):
     split = draw_split(LabelTable.from_keys(keys), "random", seed=seed)
     train = split.keys("train")
     for key, (part, group) in split.rows.items():
-        assert group == ("" if part == "train" else subgroup_of(key[1], train))
+        assert group == ("" if part == "train" else subgroup(key[1], train_targets(train)))
 
 
 @quick

@@ -7,7 +7,7 @@ from vcbench.data_specs.splits import SCHEMES, draw_split
 from vcbench.data_specs.splits.doubles import additive_doubles
 from vcbench.data_specs.splits.labels_table import LabelTable
 from vcbench.data_specs.splits.output import write_splits
-from vcbench.data_specs.splits.subgroups import subgroup_of, train_targets
+from vcbench.data_specs.splits.subgroups import subgroup, train_targets
 
 SINGLES = list("ABCDEFGH")
 DOUBLES = ["A+B", "A+C", "D+E", "F+X", "Y+Z"]
@@ -111,7 +111,7 @@ def test_validation_of_doubles_never_takes_a_single():
 def test_subgroups_by_hand(perturbation, expected):
     train = [("K562", "control"), ("K562", "A"), ("RPE1", "B+C")]
     assert train_targets(train) == {"A", "B", "C"}
-    assert subgroup_of(perturbation, train) == expected
+    assert subgroup(perturbation, train_targets(train)) == expected
 
 
 def test_the_label_hash_is_of_sorted_canonical_labels():
@@ -156,3 +156,10 @@ def test_unknown_schemes_and_foreign_options_are_refused():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_loads(scheme):
     assert callable(SCHEMES[scheme].load()) and "seed" in SCHEMES[scheme].options()
+
+
+@pytest.mark.parametrize("option", ["gene_fraction", "combo_fraction"])
+@pytest.mark.parametrize("share", [5.0, -0.1, float("nan")])
+def test_shares_beyond_one_are_refused(option, share):
+    with pytest.raises(UsageError, match="is no share"):
+        draw_split(TABLE, "gears-simulation", **{option: share})

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from core_support import cell_file, draw_cells, mean_file, split_of
 from vcbench.data_specs.errors import InvalidFile, MetricError, SpecError, UnknownName, UsageError
 from vcbench.data_specs.specs import load_edition
-from vcbench.evaluator.core.aggregate import effect_tier, subgroup
+from vcbench.evaluator.core.aggregate import effect_tier, subgroups
 from vcbench.evaluator.metrics.base import Null
 from vcbench.evaluator.metrics.spec import family_metrics
 from vcbench.evaluator.profiles import resolve_profile
@@ -145,9 +145,10 @@ def test_strata(truth):
 
 def test_subgroups_and_tiers():
     split = split_of([("K", "A"), ("K", "B")], [("K", "A+B"), ("K", "A+C"), ("K", "C"), ("K", "C+D")])
-    found = [subgroup(("K", name), split) for name in ("A+B", "A+C", "C", "C+D")]
+    found = subgroups([("K", name) for name in ("A+B", "A+C", "C", "C+D")], split)
     assert found == ["combo_seen2", "combo_seen1", "unseen_single", "combo_seen0"]
-    assert [subgroup(("K", name), None) for name in ("A", "A+B", "A+B+C")] == ["single", "double", "multiple"]
+    without = subgroups([("K", name) for name in ("A", "A+B", "A+B+C")], None)
+    assert without == ["single", "double", "multiple"]
     assert [effect_tier(n, [1, 10, 100]) for n in (0, 1, 99, 100)] == ["none", "1-9", "10-99", "100+"]
 
 
