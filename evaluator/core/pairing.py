@@ -78,7 +78,7 @@ def match(pred: Source, truth: Source, *, edition: Edition, options: ScoreOption
     Raises
     ------
     InvalidFile
-        They do not fit together; all problems found are listed (codes E550 to E563).
+        They do not fit together; all problems found are listed (codes E015, E212, E550 to E563).
     UsageError
         `options.matrix` contradicts what the prediction declares.
     """
@@ -299,7 +299,7 @@ def _rows_to_evaluate(pred: Side, truth: Side, options: ScoreOptions, issues: li
                 "/obs",
                 found="0 control cells",
                 expected="control cells in every evaluated context",
-                context=repr(context),
+                context=context,
             )
         )
     refused = _refused(pred.source, issues)
@@ -320,7 +320,7 @@ def _rows_to_evaluate(pred: Side, truth: Side, options: ScoreOptions, issues: li
     if pred.rows == "mean":
         repeated = [key for key, n in zip(pred.keys, pred.n_rows, strict=True) if n > 1]
         if repeated:
-            issues.append(_row_issue("E557", pred, repeated, "one row per (context, perturbation)"))
+            issues.append(_row_issue("E212", pred, repeated, "one row per (context, perturbation)"))
     _stop_on_errors(issues)
     return Pair(
         pred=pred,
@@ -339,7 +339,7 @@ def _row_issue(code: str, side: Side, keys: list[Key], expected: str, prefix: st
         where=f"{side.source.name}:/obs",
         found=prefix + first_of(f"{context}/{name}" for context, name in keys),
         expected=expected,
-        file=side.source.path,
+        file=shlex.quote(str(side.source.path)),
     )
 
 
@@ -360,7 +360,7 @@ def _refused(source: Source, issues: list[Issue]) -> dict[Key, str]:
     if problem:
         issues.append(
             _issue(
-                "E558",
+                "E015",
                 source,
                 "/uns/vcbench/refused",
                 found=problem,

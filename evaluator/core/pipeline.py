@@ -64,7 +64,7 @@ def score_core(
     Raises
     ------
     InvalidFile
-        The files do not fit together (codes E550 to E563).
+        The files do not fit together (codes E015, E212, E550 to E563).
     UnknownName
         The profile names a metric that its family does not have.
     MetricError

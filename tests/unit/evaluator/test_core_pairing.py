@@ -65,7 +65,7 @@ DEFECTS = {
     "E551": lambda path: means(path, genes=[*GENES[:-1], "OTHER"]),
     "E552": lambda path: means(path, target_sum=81.0),
     "E554": lambda path: means(path, KEYS[:1]),
-    "E558": lambda path: means(path, refused_text="not json"),
+    "E015": lambda path: means(path, refused_text="not json"),
     "E560": lambda path: means(path, kind="counts"),
 }
 
@@ -81,7 +81,7 @@ def test_repeated_gene(tmp_path, truth):
 
 @pytest.mark.parametrize("text", ["{}", '[{"context": "K562"}]', "[1]"])
 def test_refusals_of_a_wrong_form(tmp_path, truth, text):
-    assert error_codes(means(tmp_path / "p.h5ad", refused_text=text), truth) == ["E558"]
+    assert error_codes(means(tmp_path / "p.h5ad", refused_text=text), truth) == ["E015"]
 
 
 def test_truth_without_controls(tmp_path):
@@ -115,7 +115,7 @@ def test_repeated_mean_profile(tmp_path, truth):
     obs = {"perturbation": ["G001", "G001", "G002"], "context": ["K562"] * 3}
     uns = StandardMeta("test", MatrixMeta("log1p", 80.0), rows="mean").to_uns()
     write_h5ad_dense(tmp_path / "p.h5ad", np.ones((3, 12)), genes=GENES, obs=obs, uns=uns)
-    assert error_codes(tmp_path / "p.h5ad", truth) == ["E557"]
+    assert error_codes(tmp_path / "p.h5ad", truth) == ["E212"]
 
 
 def test_undeclared_matrix(tmp_path, truth):
@@ -232,3 +232,16 @@ def test_messages_name_file_place_found_expected_and_a_command(tmp_path, truth):
     assert (issue.found, issue.expected) == ("missing 1 ('K562/G002')", "all 2 evaluated rows")
     assert shlex.split(issue.fix)[:2] == ["vcbench", "predict"]
     assert json.loads(json.dumps(issue.to_json()))["code"] == "E554"
+
+
+def test_a_fix_holds_for_paths_with_spaces(tmp_path, truth):
+    (tmp_path / "my files").mkdir()
+    pred = means(tmp_path / "my files" / "p 1.h5ad")
+    (issue,) = matched(pred, truth, split=split_of([], KEYS[:1])).issues
+    assert issue.code == "W550" and str(pred) in shlex.split(issue.fix)
+
+
+def test_a_context_is_quoted_once(tmp_path):
+    truth = cells(tmp_path / "t.h5ad", dict.fromkeys(KEYS, 4) | {("A549", "control"): 4})
+    with pytest.raises(InvalidFile, match="no control cells in context 'K562'"):
+        matched(means(tmp_path / "p.h5ad"), truth)
