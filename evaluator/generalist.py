@@ -38,8 +38,9 @@ def applies(entries: Sequence[Entry]) -> bool:
 def generalist_board(entries: Sequence[Entry]) -> Leaderboard:
     """Every entry's rank in each of the seven metrics, and their mean, which orders the table.
 
-    Values that agree to nine digits are equal and share the mean of their places; entries whose metric is null share
-    the last places. The organisers have not published how they treat ties. A perfect reference stands above, unranked.
+    Values that agree after rounding (`leaderboard.rounded`) are equal and share the mean of their places; entries
+    whose metric is null share the last places. The organisers have not published how they treat ties. A perfect
+    reference stands above, unranked.
     """
     ranked = [entry for entry in entries if entry.name != PERFECT]
     better: dict[str, Better] = {name: entries[0].card.metrics[name].better for name in METRICS}

@@ -347,7 +347,7 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
 
 
 def rounded(value: float) -> float:
-    """Nine significant digits: values that differ only by rounding share a rank."""
+    """Seven significant digits: values that differ only by rounding share a rank."""
     return float(f"{value:.7g}")
 
 
