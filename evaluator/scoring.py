@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data_specs.containers import open_entry
 from ..data_specs.errors import InvalidFile, UsageError
 from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
 from ..data_specs.issues import Issue, has_errors, sort_issues
@@ -28,6 +27,7 @@ from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
 from .score_options import SUBSETS, ScoreOptions, Subset
 from .scorecard import ScoreCard, ScoreResult, write_scorecard
+from .validation import OpenEntry, opened_entry, validate
 
 if TYPE_CHECKING:
     from .bundles import Bundle
@@ -134,10 +134,11 @@ def score(
     if len(truth_items) > 1 and context_col is None and rules.file.context_column is None:
         # Rows of several files are never pooled, also where the edition knows no contexts.
         options = replace(options, context_col=CONTEXT_COLUMN)
-    issues = _validated(pred, truth_items, rules, options)
-    timings["validate"] = time.perf_counter() - started
     with ExitStack() as stack:
-        pred_source = _open_prediction(pred, stack)
+        entry, problems = _opened_entry(pred, stack)
+        issues = _validated(entry or pred, problems, truth_items, rules, options)
+        pred_source = entry.source if entry else _open(pred, "prediction", stack)
+        timings["validate"] = time.perf_counter() - started
         truths = [
             (context, _open_truth(item, context or "truth", rules, stack)) for context, item in truth_items
         ]
@@ -176,19 +177,32 @@ def _listed_truths(truth: Any) -> list[tuple[str | None, Any]]:
     return listed
 
 
-def _validated(
-    pred: Any, truths: list[tuple[str | None, Any]], edition: Edition, options: ScoreOptions
-) -> list[Issue]:
-    """Warnings and notes of validation. Raises `InvalidFile` with the problems of all files when one has errors."""
-    from .validation import validate
+def _opened_entry(pred: Any, stack: ExitStack) -> tuple[OpenEntry | None, list[Issue]]:
+    """The prediction's file, opened once for validation and scoring, or why it cannot be; nothing for an AnnData."""
+    if not isinstance(pred, (str, os.PathLike)):
+        return None, []
+    try:
+        return stack.enter_context(opened_entry(pred)), []
+    except InvalidFile as error:
+        return None, list(error.issues)
 
-    if edition.scoring.pipeline == "vcc2026":
-        # Its scoring has its own rules (controls, any number of cells); the entry's are those of `vcbench validate`.
-        return []
-    # The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
-    items = [pred]
+
+def _validated(
+    pred: Any,
+    problems: list[Issue],
+    truths: list[tuple[str | None, Any]],
+    edition: Edition,
+    options: ScoreOptions,
+) -> list[Issue]:
+    """Warnings and notes of validation. Raises `InvalidFile` with the problems of all files when one has errors.
+
+    `problems` says why the prediction could not be opened; it is validated only without them.
+    """
+    # vcc2026 has its own rules for scoring (controls, any number of cells); the entry's are those of
+    # `vcbench validate`. The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
+    items = [] if problems or edition.scoring.pipeline == "vcc2026" else [pred]
     items += [item for _, item in truths if edition.scoring.pipeline == "core"]
-    issues: list[Issue] = []
+    issues = list(problems)
     for item in items:
         report = validate(
             item,
@@ -203,16 +217,6 @@ def _validated(
     if has_errors(issues):
         raise InvalidFile(sort_issues(issues))
     return issues
-
-
-def _open_prediction(pred: Any, stack: ExitStack) -> Part:
-    if not isinstance(pred, (str, os.PathLike)):
-        return _open(pred, "prediction", stack)
-    entry = stack.enter_context(open_entry(pred))
-    source = stack.enter_context(H5ad(entry.h5ad))
-    # Issues and cards name the file that the user gave, not what a container was unpacked to.
-    source.path = Path(pred)
-    return source
 
 
 def _open(item: Any, role: str, stack: ExitStack) -> Part:

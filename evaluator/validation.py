@@ -45,6 +45,37 @@ class AnnDataLike(Protocol):
 
 
 @dataclass(frozen=True)
+class OpenEntry:
+    """An entry that the caller has opened and closes itself.
+
+    `source` reads `entry.h5ad`, and its path is `path`, the one that the user gave.
+    """
+
+    path: Path
+    entry: Entry
+    source: H5ad
+
+
+@contextmanager
+def opened_entry(
+    path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | None = None
+) -> Iterator[OpenEntry]:
+    """An `.h5ad` or `.vcc`, opened once for validating and scoring; a `.vcc` is unpacked while the context lasts.
+
+    Raises `InvalidFile`, with issues that name `path`, where it cannot be opened.
+    """
+    file = Path(path)
+    with open_entry(file, tmp=tmp) as entry:
+        try:
+            source = H5ad(entry.h5ad)
+        except InvalidFile as error:
+            raise InvalidFile([_renamed(issue, entry.h5ad, file) for issue in error.issues]) from error
+        with source:
+            source.path = file
+            yield OpenEntry(file, entry, source)
+
+
+@dataclass(frozen=True)
 class NotChecked:
     """A check that was not made, and why."""
 
@@ -84,7 +115,7 @@ class ValidationReport:
 
 
 def validate(
-    source: str | os.PathLike[str] | AnnDataLike,
+    source: str | os.PathLike[str] | OpenEntry | AnnDataLike,
     *,
     edition: str | Edition,
     genes: ListSource | None = None,
@@ -103,7 +134,7 @@ def validate(
     Parameters
     ----------
     source
-        An `.h5ad`, a `.vcc`, or an AnnData in memory.
+        An `.h5ad`, a `.vcc`, an entry that is open already, or an AnnData in memory.
     genes
         The official gene list: a CSV (first column), or symbols in order.
     perts
@@ -217,24 +248,32 @@ class _Run:
     def opened(
         self,
         stack: ExitStack,
-        source: str | os.PathLike[str] | AnnDataLike,
+        source: str | os.PathLike[str] | OpenEntry | AnnDataLike,
         tmp: str | os.PathLike[str] | None,
     ) -> Source | None:
         """The opened source, or None with the issues that explain why."""
+        if isinstance(source, OpenEntry):
+            self.path = source.path
+            self.note_container(source.entry, source.path)
+            return source.source
         if not isinstance(source, (str, os.PathLike)):
             return stack.enter_context(MemorySource(source))
         self.path = Path(source)
         entry: Entry | None = None
         with self.gathering():
             entry = stack.enter_context(open_entry(self.path, tmp=tmp))
-            self.issues += container_issues(entry, self.edition.file.containers, self.path, self.edition.id)
-            self.facts |= {"source": str(self.path), "container": entry.container}
-            if entry.meta:
-                self.facts["meta"] = entry.meta
+            self.note_container(entry, self.path)
         if entry is not None:
             with self.gathering(entry.h5ad):
                 return stack.enter_context(H5ad(entry.h5ad))
         return None
+
+    def note_container(self, entry: Entry, path: Path) -> None:
+        """The container's issues and facts."""
+        self.issues += container_issues(entry, self.edition.file.containers, path, self.edition.id)
+        self.facts |= {"source": str(path), "container": entry.container}
+        if entry.meta:
+            self.facts["meta"] = entry.meta
 
     def check(self, source: Source, block_bytes: int, progress: Progress | None) -> None:
         """All checks of an opened source: header first, then one pass over the values."""

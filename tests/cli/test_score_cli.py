@@ -207,3 +207,19 @@ def test_options_without_use_are_refused(files, tmp_path, capsys, option):
     words = [str(tmp_path / "map.csv") if word == "MAP" else word for word in option]
     code, _, err = call(capsys, files["pred"], "--truth", files["truth"], "--edition", "core", *words)
     assert code == 2 and "edition core has no use for" in err
+
+
+def test_an_entry_is_unpacked_once(files, tmp_path, monkeypatch):
+    from vcbench.data_specs import containers
+    from vcbench.submission.packing import pack
+
+    truth = ad.read_h5ad(files["truth"])
+    truth.obs["target_gene"] = truth.obs["perturbation"].astype(str).replace("control", "non-targeting")
+    truth.write_h5ad(tmp_path / "truth25.h5ad")
+    entry = pack(files["truth"], "vcc2025", out=tmp_path / "entry.vcc").entry
+    unpacked = []
+    original = containers._unpack
+    monkeypatch.setattr(containers, "_unpack", lambda *args: (unpacked.append(args[0]), original(*args))[1])
+    card = score(entry, tmp_path / "truth25.h5ad", edition="vcc2025").card
+    assert unpacked == [entry] and card.inputs["prediction"]["name"] == "entry.vcc"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
