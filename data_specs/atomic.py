@@ -34,8 +34,10 @@ def check_output(
         raise OutputError(f"{out}: is a directory; --out needs a file name inside it.")
     if out.exists() and not force:
         raise OutputError(f"{out}: exists already. Choose another --out or add --force.")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"{out}: the folder {out.absolute().parent} does not exist.")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        why = "is not a folder" if parent.exists() else "does not exist: create it first"
+        raise OutputError(f"{out}: {parent} {why}.")
     return out
 
 

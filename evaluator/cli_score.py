@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 @click.option("--control", metavar="LABEL", help="Control label; default: the edition's.")
 @click.option("--context-col", metavar="COL", help="obs column of the contexts; default: the edition's.")
 @click.option(
-    "--matrix", type=click.Choice(["counts", "log1p"]), help="Kind of X in files that do not declare it."
+    "--matrix",
+    type=click.Choice(["counts", "log1p"]),
+    help="Kind of X, only for files that do not declare it in uns/vcbench; it never overrides a declaration.",
 )
 @click.option("--name", metavar="NAME", help="Name of the entry in tables; default: the file's.")
 @click.option(

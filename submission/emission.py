@@ -254,8 +254,13 @@ def emit_cells(
     return EmittedGroup(rows, group.report())
 
 
+def check_effect_scale(factor: float) -> None:
+    """Raise `UsageError` for a factor that is not a positive number."""
+    if not (np.isfinite(factor) and factor > 0):
+        raise UsageError(f"an effect scale must be a positive number, not {factor!r}.")
+
+
 def amplify(profile: np.ndarray, control: np.ndarray, factor: float) -> tuple[np.ndarray, bool]:
     """The profile with its change from control multiplied by `factor`, and whether that is outside [0.25, 4]."""
-    if not np.isfinite(factor) or factor <= 0:
-        raise UsageError(f"an effect scale must be a positive number, not {factor!r}.")
+    check_effect_scale(factor)
     return control + factor * (profile - control), not GUARD[0] <= factor <= GUARD[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -141,7 +142,7 @@ class Build:
             self.problems.add("E528", part.source, "/uns/vcbench/matrix", found, "log1p with a target sum")
             self.problems.stop()
         keys = list(zip(part.context[rows], part.perturbation[rows], strict=True))
-        twice = sorted({f"{p} in {c}" for c, p in keys if keys.count((c, p)) > 1})
+        twice = sorted(f"{p} in {c}" for (c, p), n in Counter(keys).items() if n > 1)
         if twice:
             self.problems.add("E535", part.source, "/obs", ", ".join(twice[:3]), "one row each")
         as_means = (

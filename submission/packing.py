@@ -29,6 +29,7 @@ from ..data_specs.standard import MatrixKind
 from ..data_specs.temporary import remove_leftovers, temporary_path
 from ..evaluator.reference_files import read_gene_list, read_perturbation_list
 from ..evaluator.validation import validate
+from .emission import check_effect_scale
 from .emission_rules import Mode
 from .pack_build import Build, Draft
 from .pack_inputs import Problems, ReadOptions, check_list, gene_order, prediction_path, read_part
@@ -130,6 +131,7 @@ def pack(
         Options that contradict each other or the edition.
     """
     chosen = load_edition(edition) if isinstance(edition, str) else edition
+    check_effect_scale(effect_scale)
     problems = Problems(chosen.id)
     in_memory = hasattr(pred, "obs") and hasattr(pred, "X")
     path = None if in_memory else prediction_path(pred, problems)

@@ -117,6 +117,18 @@ def test_usage_errors(files, tmp_path, capsys):
     assert code == 2 and "already" in err
 
 
+@pytest.mark.parametrize("factor", ["nan", "inf", "0", "-1"])
+def test_an_effect_scale_is_a_positive_number(files, tmp_path, capsys, factor):
+    words = ["--edition", "core", "--effect-scale", factor, "-o", tmp_path / "a.h5ad"]
+    code, _, err = call(capsys, "pack", files.cells, *words)
+    assert code == 2 and "positive number" in err and not (tmp_path / "a.h5ad").exists()
+
+
+def test_an_output_below_a_file_says_so(files, tmp_path, capsys):
+    code, _, err = call(capsys, "pack", files.cells, "--edition", "core", "-o", files.cells / "a.h5ad")
+    assert code == 1 and f"{files.cells} is not a folder" in err
+
+
 def test_damaged_entry_names_the_entry_not_the_temporary_file(tmp_path, capsys):
     import zstandard
 
