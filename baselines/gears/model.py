@@ -76,8 +76,18 @@ class _GraphLayer(nn.Module):
         super().__init__()
         self.lin = nn.Linear(hidden, hidden)
 
-    def forward(self, x: Tensor, propagation: Tensor | None) -> Tensor:
-        return self.lin(x if propagation is None else propagation @ x)
+    def forward(self, x: Tensor, propagation: Tensor | None, *, before_norm: bool = False) -> Tensor:
+        x = x if propagation is None else propagation @ x
+        return _linear_before_norm(self.lin, x) if before_norm else self.lin(x)
+
+
+def _unmoved(bias: Tensor) -> Tensor:
+    """A bias whose shift the next batch norm removes: a gradient of exactly 0, where rounding noise would move Adam."""
+    return bias.detach() + 0 * bias
+
+
+def _linear_before_norm(linear: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, linear.weight, _unmoved(linear.bias))
 
 
 class GearsNetwork(nn.Module):
@@ -189,16 +199,18 @@ class GearsNetwork(nn.Module):
         x = vectors.flatten(0, 1)
         rows = None if weights is None else weights.repeat_interleave(self.n_genes)
         linear1, norm1, _, linear2, norm2 = self.emb_trans_v2.network
-        x = linear1(x)
+        x = _linear_before_norm(linear1, x)
         x = torch.relu(self._normed(norm1, x, moments_of(x, rows), n_rows))
-        x = linear2(x)
-        x = self._normed(norm2, x, moments_of(x, rows), n_rows)
+        x = _linear_before_norm(linear2, x)
+        # `bn_pert_base` removes the shift of this norm as well.
+        x = self._normed(norm2, x, moments_of(x, rows), n_rows, bias=_unmoved(norm2.bias))
         return x.view_as(vectors), variants
 
     def _position_vectors(self, graph: Any) -> Tensor:
         x = self.emb_pos.weight
         for depth, layer in enumerate(self.layers_emb_pos):
-            x = layer(x if depth == 0 else torch.relu(x), graph)
+            last = depth + 1 == len(self.layers_emb_pos)
+            x = layer(x if depth == 0 else torch.relu(x), graph, before_norm=last)
         return x
 
     def _perturbation_vectors(self, groups: Groups, counts: Tensor) -> Tensor:
@@ -287,15 +299,24 @@ class GearsNetwork(nn.Module):
                 moments = moments_of(x, weights, reduce=self.reduce) if self.training else None
                 x = self._normed(layer, x, moments, None)
             else:
-                x = layer(x)
+                x = _linear_before_norm(layer, x) if isinstance(layer, nn.Linear) else layer(x)
         return x
 
-    def _normed(self, norm: Any, x: Tensor, moments: Moments | None, n_rows: Tensor | None) -> Tensor:
+    def _normed(
+        self,
+        norm: Any,
+        x: Tensor,
+        moments: Moments | None,
+        n_rows: Tensor | None,
+        *,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Batch norm with given moments in training (running ones tracked as over `n_rows` rows), else running ones."""
+        shift = norm.bias if bias is None else bias
         if not self.training or moments is None:
-            return batch_normed(x, Moments(norm.running_mean, norm.running_var), norm)
+            return batch_normed(x, Moments(norm.running_mean, norm.running_var), norm, shift)
         self._track(norm, moments, moments.n if n_rows is None else n_rows)
-        return batch_normed(x, moments, norm)
+        return batch_normed(x, moments, norm, shift)
 
     @staticmethod
     def _track(norm: Any, moments: Moments, n_rows: Tensor) -> None:

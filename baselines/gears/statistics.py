@@ -40,7 +40,7 @@ def moments_of(x: Tensor, weights: Tensor | None = None, *, reduce: Reduce = alo
     return Moments(mean, reduce(share @ (x - mean) ** 2), n)
 
 
-def batch_normed(x: Tensor, moments: Moments, norm: nn.BatchNorm1d) -> Tensor:
-    """`x` normalised with the moments, scaled and shifted by the layer."""
+def batch_normed(x: Tensor, moments: Moments, norm: nn.BatchNorm1d, shift: Tensor) -> Tensor:
+    """`x` normalised with the moments, scaled by the layer's weight and moved by `shift`."""
     scale = norm.weight * torch.rsqrt(moments.variance + norm.eps)
-    return (x - moments.mean) * scale + norm.bias
+    return (x - moments.mean) * scale + shift
