@@ -52,7 +52,7 @@ BASELINES: dict[str, tuple[str, str]] = {
 DEEP: dict[str, tuple[str, str]] = {
     "gears": (
         "vcbench.baselines.gears.baseline:Gears",
-        "Graph network over gene co-expression and GO similarity (GEARS)",
+        "GEARS: graph network over gene and GO graphs",
     ),
 }
 
