@@ -13,7 +13,7 @@ from ..data_specs.labels import CONTROL
 from ..data_specs.normalize import to_log1p
 from ..data_specs.split_file import Split
 from ..data_specs.standard import MatrixMeta
-from .data import EXCLUDED, standard_rows, train_keys
+from .data import EXCLUDED, check_values, standard_rows, train_keys
 from .training.data import CellData, Space, held_out_cells
 
 
@@ -51,6 +51,7 @@ def load_cells(
         table = np.array([at.get(key, EXCLUDED) for key in rows.keys] + [EXCLUDED], dtype=np.int64)
         codes = table[rows.codes]
         used = codes >= 0
+        check_values(file, rows.matrix, used)
         x = _read(file, used, rows.matrix if space == "log1p" else MatrixMeta("log1p"))
         held_out = np.zeros(int(used.sum()), dtype=bool)
         if chosen == "cells":

@@ -9,7 +9,7 @@ from vcbench.baselines.deep_data import load_cells
 from vcbench.baselines.training.config import TrainingConfig
 from vcbench.baselines.training.data import held_out_cells, pair_controls
 from vcbench.baselines.training.selection import chosen_validation, validation_set
-from vcbench.data_specs.errors import ShapeError, UsageError
+from vcbench.data_specs.errors import InvalidFile, ShapeError, UsageError
 from vcbench.data_specs.split_file import Split
 
 LABELS = ["G000", "G001", "G002", "G003"]
@@ -21,6 +21,22 @@ SPLIT = Split({(c, p): (ROLES[p], "") for c in "AB" for p in LABELS})
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("cells") / "data.h5ad"
     return standard_h5ad(path, perturbations=LABELS, contexts=("A", "B"), cells=25, controls=30)
+
+
+def test_unusable_values_are_refused_where_they_would_train(tmp_path):
+    labels = ["control"] * 4 + ["G000"] * 3 + ["G003"] * 3
+    for name, row, codes in (("train", 5, ["E614"]), ("test", 8, [])):
+        x = np.ones((10, len(GENES)), dtype=np.float32)
+        x[row, 3] = np.nan
+        path = tmp_path / f"{name}.h5ad"
+        standard_h5ad(path, perturbations=["G000", "G003"], cells=3, controls=4, x=x)
+        split = Split({("K562", "G000"): ("train", ""), ("K562", "G003"): ("test", "")})
+        if not codes:
+            assert load_cells(path, split).x.shape[0] == labels.index("G003")
+            continue
+        with pytest.raises(InvalidFile) as caught:
+            load_cells(path, split)
+        assert [issue.code for issue in caught.value.issues] == codes
 
 
 def test_cells_of_the_split_are_read_and_test_rows_are_not(file):
