@@ -65,7 +65,12 @@ def test_signals_leave_no_partial_output(number, code, tmp_path):
             raise AssertionError("the signal did nothing")
 
     before = signal.getsignal(signal.SIGTERM)
-    assert run(_group(body), ["work"]) == code
+    # A background job starts with Ctrl-C ignored; here it must act as at a terminal.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(_group(body), ["work"]) == code
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
 
