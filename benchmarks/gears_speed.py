@@ -135,9 +135,15 @@ def upstream(args: argparse.Namespace) -> dict[str, float]:
 
     data = invented(args)
     settings = {
-        "hidden_size": 64, "num_go_gnn_layers": 1, "num_gene_gnn_layers": 1, "decoder_hidden_size": 16,
-        "uncertainty": False, "no_perturb": False, "device": "cpu",
-        "num_genes": args.genes, "num_perts": args.genes,
+        "hidden_size": 64,
+        "num_go_gnn_layers": 1,
+        "num_gene_gnn_layers": 1,
+        "decoder_hidden_size": 16,
+        "uncertainty": False,
+        "no_perturb": False,
+        "device": "cpu",
+        "num_genes": args.genes,
+        "num_perts": args.genes,
     }
     for name, edges in (("G_coexpress", data["gene_edges"]), ("G_go", data["go_edges"])):
         settings |= {name: torch.as_tensor(edges), f"{name}_weight": torch.full((edges.shape[1],), 0.5)}
@@ -204,7 +210,8 @@ def report(figures: dict[str, dict[str, float]], args: argparse.Namespace) -> st
         "# GEARS: one epoch and one prediction on the CPU",
         "",
         f"{args.genes:,} genes, {args.conditions} training conditions of {args.cells} cells, "
-        f"batch {BATCH}, hidden size 64, float32, {args.threads} thread(s) each; {time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, "
+        f"batch {BATCH}, hidden size 64, float32, {args.threads} thread(s) each; "
+        f"{time.strftime('%Y-%m-%d')}, Python {platform.python_version()}, "
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.",
         "",
         "| | steps | training (s) | epoch with evaluation (s) | s per step | one prediction (s) | peak memory (MiB) |",
