@@ -1,21 +1,17 @@
 """GEARS splits: every golden list exactly, and the same draws through a file of published labels."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import standard_h5ad
+from gears_arrays import GOLDEN, needs_golden
 from vcbench.data_specs.errors import UsageError
 from vcbench.data_specs.labels import LabelRecipe
 from vcbench.data_specs.splits import draw_split
 from vcbench.data_specs.splits.gears import KINDS, condition_of, kind_sets, simulation_sets
 from vcbench.data_specs.splits.labels_table import LabelTable, read_labels
 
-GOLDEN = Path(__file__).parents[3] / "../shared/data/golden/gears_0.1.2.npz"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="the GEARS arrays are not in ../shared/data/golden"
-)
 UPSTREAM = {"validation": "val", "train": "train", "test": "test", None: "none"}
 RECIPE = LabelRecipe(control=("ctrl",), separator="+", fillers=("ctrl",))
 NAMES = [f"Q{i:02d}" for i in range(12)]

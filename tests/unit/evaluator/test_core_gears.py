@@ -1,16 +1,13 @@
 """The GEARS metrics equal the values that GEARS 0.1.2 gave."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from core_support import cell_file, draw_cells, log_normalized, mean_file
+from gears_arrays import GOLDEN, needs_golden
+from vcbench.evaluator.core.de import de_table
 from vcbench.evaluator.metrics import gears
 from vcbench.evaluator.metrics.spec import family_metrics
 from vcbench.evaluator.scoring import score
-
-GOLDEN = Path(__file__).parents[3] / "../shared/data/golden/gears_0.1.2.npz"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"{GOLDEN} is not here")
 
 
 def analyses(z, i):
@@ -117,3 +114,24 @@ def test_no_change_stays_no_change_in_float32(tmp_path):
     core = score(pred, truth).card.metrics
     assert core["pearson_delta"].value is None and core["direction_accuracy"].value == 0.0
     assert core["top20_overlap"].value == 0.0 and core["topk_precision"].value is None
+
+
+@needs_golden
+@pytest.mark.parametrize("panel", ["data", "metrics"])
+def test_de_ranking_equals_upstream(panel):
+    with np.load(GOLDEN, allow_pickle=False) as z:
+        x, condition = z[f"{panel}/X"].astype(np.float64), z[f"{panel}/condition"]
+        names, ranks = z[f"{panel}/conditions"], z[f"{panel}/de_rank"]
+    control = x[condition == "ctrl"]
+    for name, rank in zip(names, ranks, strict=True):
+        if name == "ctrl":
+            continue
+        cells = x[condition == name]
+        table = de_table(
+            *(cells.mean(axis=0), cells.var(axis=0, ddof=1), len(cells)),
+            *(control.mean(axis=0), control.var(axis=0, ddof=1), len(control)),
+            alpha=0.05,
+        )
+        np.testing.assert_array_equal(table.order[:20], rank[:20])
+        # Further down, genes with equal statistics may swap places.
+        np.testing.assert_allclose(np.abs(table.t[table.order]), np.abs(table.t[rank]), rtol=1e-5, atol=1e-5)

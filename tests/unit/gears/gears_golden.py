@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import pytest
+from gears_arrays import GOLDEN, needs_golden
 
-SHARED = Path(__file__).parents[3] / "../shared/data"
-GOLDEN = SHARED / "golden" / "gears_0.1.2.npz"
 CASES = ("default", "uncertainty", "two_layers")
 EDGE_BATCHES = ("controls_only", "one_perturbed", "single_cell", "single_control")
 
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden arrays at {GOLDEN}")
+__all__ = ["CASES", "EDGE_BATCHES", "batch", "golden", "needs_golden", "network", "under"]
 
 
 @cache
@@ -68,8 +65,8 @@ def network(case: str, **changes):
     from vcbench.baselines.gears.model import GearsNetwork
 
     z = golden()
-    genes = Graph(48, z["graph/coexpress_edges"], z["graph/coexpress_weight"])
-    perturbations = Graph(45, z["graph/go_edges"], z["graph/go_weight"])
+    genes = Graph(len(z["data/gene_name"]), z["graph/coexpress_edges"], z["graph/coexpress_weight"])
+    perturbations = Graph(len(z["data/vocabulary"]), z["graph/go_edges"], z["graph/go_weight"])
     found = GearsNetwork(config(case, **changes), genes, perturbations, dtype=torch.float64)
     found.load_state_dict({key: torch.as_tensor(value) for key, value in under(f"{case}/state/").items()})
     return found
