@@ -13,17 +13,17 @@ MOCK_ENTRY = ("mock_deep:MockDeep", "Embedding times decoder")
 
 
 def die_at(step: int) -> None:
-    """Kill this process (no clean-up runs) in the middle of optimizer step `step`."""
-    from mock_trainable import MockTrainable
+    """Kill this process (no clean-up runs) at the start of optimizer step `step`, whatever model trains."""
+    from vcbench.baselines.training.optimizers import Optimizers
 
-    plain = MockTrainable.train_step
+    plain = Optimizers.start_pass
 
-    def train_step(self, batch, optimizers, position):
+    def start_pass(self, position, factor):
         if position.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, batch, optimizers, position)
+        return plain(self, position, factor)
 
-    MockTrainable.train_step = train_step
+    Optimizers.start_pass = start_pass
 
 
 def two_processes(out: Path, data: str) -> None:
