@@ -33,8 +33,10 @@ SPEC = SimulationSpec(
     doubles=120,
     cells=40,
     controls=1000,
-    depth=4000.0,
+    depth=20000.0,
     programs=8,
+    dispersion=0.1,
+    escape=0.0,
     interaction_fraction=0.0,
 )
 METRICS = ("pearson_delta", "mse_top20_de", "mse")
@@ -49,7 +51,7 @@ SIMPLE = (
     SuiteModel("additive, missing single = mean effect", "additive", {"missing": "mean-delta"}),
     SuiteModel("linear-go", "linear", {"perturbation_embedding": "features"}, True),
 )
-SETTINGS = {"schedule": "cosine", "batch_size": 64}
+SETTINGS = {"schedule": "cosine", "batch_size": 64, "lr": 1e-3, "hidden_size": 32}
 
 
 def main() -> None:
