@@ -33,10 +33,12 @@ SPEC = SimulationSpec(
     doubles=120,
     cells=40,
     controls=1000,
-    depth=20000.0,
+    depth=10000.0,
     programs=8,
     dispersion=0.1,
     escape=0.0,
+    strength_sigma=0.2,
+    specific_scale=0.2,
     interaction_fraction=0.0,
 )
 METRICS = ("pearson_delta", "mse_top20_de", "mse")
@@ -51,14 +53,14 @@ SIMPLE = (
     SuiteModel("additive, missing single = mean effect", "additive", {"missing": "mean-delta"}),
     SuiteModel("linear-go", "linear", {"perturbation_embedding": "features"}, True),
 )
-SETTINGS = {"schedule": "cosine", "batch_size": 64, "lr": 1e-3, "hidden_size": 32}
+SETTINGS = {"schedule": "cosine", "batch_size": 64}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()

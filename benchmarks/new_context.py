@@ -112,7 +112,8 @@ def entry(
     write_prediction(
         prediction, predict(run, choose_keys(run, perturbations=None, everything=False, contexts=())), run
     )
-    lists = {"genes": out / "gene_names.csv", "perts": out / "pert_counts.csv"}
+    contexts = [context for context in SPEC.contexts if context != TRAINED]
+    lists = {"contexts": contexts, "genes": out / "gene_names.csv", "perts": out / "pert_counts.csv"}
     pack(prediction, "vcc2026", out=packed, controls=data, **lists)
     checked = validate(packed, edition="vcc2026", **lists)
     assert checked.valid, checked.issues

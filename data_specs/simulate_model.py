@@ -29,7 +29,9 @@ class SimulationSpec:
     the variance of a gene's rate between cells relative to its squared mean. `knockdown` is the mean share
     of its own expression that a CRISPRi target loses; under CRISPRa targets gain `activation`-fold instead.
     `escape` is the share of perturbed cells that behave like controls. `interaction_fraction` of the doubles
-    are not additive. `context_similarity` is the correlation of an effect between contexts.
+    are not additive. `context_similarity` is the correlation of an effect between contexts. Targets push their
+    programs with a strength whose logarithm has standard deviation `strength_sigma`; `specific_scale` sizes the effects
+    on single genes that no program explains.
     """
 
     genes: int = 2000
@@ -53,6 +55,8 @@ class SimulationSpec:
     dispersion: float = 0.3
     batches: int = 2
     batch_sigma: float = 0.1
+    strength_sigma: float = 0.5
+    specific_scale: float = 1.0
 
     def problems(self) -> list[str]:
         """Everything that makes this specification impossible, as text."""
@@ -63,7 +67,10 @@ class SimulationSpec:
         ]
         found += [
             f"{name} must be at least 0, not {getattr(self, name)}"
-            for name in ("singles", "doubles", "depth_sigma", "dispersion", "batch_sigma", "effect_scale")
+            for name in (
+                *("singles", "doubles", "depth_sigma", "dispersion", "batch_sigma", "effect_scale"),
+                *("strength_sigma", "specific_scale"),
+            )
             if getattr(self, name) < 0
         ]
         found += [
@@ -187,7 +194,7 @@ class Model:
         """The push of a target on every program that all contexts share: one main program, sometimes a second."""
         rng = self.stream("activity", target)
         out = np.zeros(self.spec.programs)
-        strength = self.spec.effect_scale * float(rng.lognormal(-0.4, 0.5))
+        strength = self.spec.effect_scale * float(rng.lognormal(-0.4, self.spec.strength_sigma))
         main, second = rng.integers(self.spec.programs, size=2)
         out[main] = strength * rng.choice([-1.0, 1.0])
         if rng.random() < 0.4 and second != main:
@@ -204,7 +211,8 @@ class Model:
         """Log fold changes of a target that no program explains: about one gene in a hundred."""
         rng = self.stream("specific", target)
         hit = rng.random(self.spec.genes) < 0.01
-        return np.where(hit, rng.normal(0.0, 0.5 * self.spec.effect_scale, self.spec.genes), 0.0)
+        scale = 0.5 * self.spec.effect_scale * self.spec.specific_scale
+        return np.where(hit, rng.normal(0.0, scale, self.spec.genes), 0.0)
 
     def direct(self, target: str) -> float:
         """The log fold change of a target's own gene in a cell that did not escape."""
