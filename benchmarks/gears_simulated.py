@@ -28,10 +28,10 @@ from vcbench.data_specs.splits.labels_table import read_labels
 from vcbench.evaluator.scoring import score
 
 SPEC = SimulationSpec(
-    genes=500,
-    singles=240,
-    doubles=120,
-    cells=40,
+    genes=800,
+    singles=400,
+    doubles=200,
+    cells=25,
     controls=1000,
     depth=10000.0,
     programs=8,
@@ -53,7 +53,7 @@ SIMPLE = (
     SuiteModel("additive, missing single = mean effect", "additive", {"missing": "mean-delta"}),
     SuiteModel("linear-go", "linear", {"perturbation_embedding": "features"}, True),
 )
-SETTINGS = {"schedule": "cosine", "batch_size": 64}
+SETTINGS = {"schedule": "cosine", "batch_size": 64, "select": "pearson_delta"}
 
 
 def main() -> None:
