@@ -61,6 +61,8 @@ class DeepModel(ABC, Generic[ConfigT]):
 
     Attributes
     ----------
+    space, columns
+        Scale of the cells that the model reads, and the obs columns that it wants beside; may depend on the config.
     genes
         Genes of the profiles, shape (G,); set before `prepare` and by `load`.
     mean_effect
@@ -71,7 +73,8 @@ class DeepModel(ABC, Generic[ConfigT]):
 
     Config: ClassVar[type[TrainingConfig]] = TrainingConfig
     info: ClassVar[BaselineInfo]
-    space: ClassVar[Space] = "log1p"
+    space: Space = "log1p"
+    columns: Sequence[str] = ()
 
     def __init__(self, config: ConfigT | None = None, *, features: FeatureSource | None = None):
         self.config: ConfigT = cast(ConfigT, self.Config()) if config is None else config

@@ -106,7 +106,9 @@ def _prepare(
     chosen = split if split is None or isinstance(split, Split) else read_split(split)
     processes = start_processes(choose_device(device))
     _set_precision(model.config.tf32)
-    cells = load_cells(path, chosen, space=model.space, validation=model.config.validation)
+    cells = load_cells(
+        path, chosen, space=model.space, validation=model.config.validation, columns=model.columns
+    )
     data = cells.training_data if cells.space == "log1p" else load_training_data(path, chosen)
     with torch_generators(seed, "weights", device=processes.device):
         trainable = model.start(

@@ -54,6 +54,10 @@ DEEP: dict[str, tuple[str, str]] = {
         "vcbench.baselines.gears.baseline:Gears",
         "GEARS: graph network over gene and GO graphs",
     ),
+    "cpa": (
+        "vcbench.baselines.cpa.baseline:Cpa",
+        "CPA: autoencoder with additive perturbation, dose and covariate vectors",
+    ),
 }
 
 
