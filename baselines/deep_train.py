@@ -258,6 +258,11 @@ def _finish(ready: _Prepared, result: FitResult, folder: Path) -> DeepTrainResul
             f"- weights of {chosen}, after {result.best_step:,} of {result.steps:,} optimizer steps "
             f"({result.epochs} epochs); stopped: {result.stopped}",
             f"- seed {ready.seed}, {ready.processes.size} process(es)",
+            *(
+                [f"- `predict --cells` writes the model's own cells ({model.space}), not emitted ones"]
+                if model.has_cells
+                else []
+            ),
         ],
         f"{model.n_parameters:,} trained numbers, trained in {result.train_s:.3g} s on {ready.processes.device}, "
         f"peak memory: {peak}.",
