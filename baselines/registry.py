@@ -56,7 +56,7 @@ DEEP: dict[str, tuple[str, str]] = {
     ),
     "cpa": (
         "vcbench.baselines.cpa.baseline:Cpa",
-        "CPA: autoencoder with additive perturbation, dose and covariate vectors",
+        "CPA: compositional perturbation autoencoder",
     ),
 }
 

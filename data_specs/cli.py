@@ -258,10 +258,13 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--knockdown", type=float, default=0.8, show_default=True, help="Expression lost by a target.")
 @click.option(
     "--modality",
-    type=click.Choice(["CRISPRi", "CRISPRa"]),
+    type=click.Choice(["CRISPRi", "CRISPRa", "drug"]),
     default="CRISPRi",
     show_default=True,
     help="Screen.",
+)
+@click.option(
+    "--doses", default="", callback=_names, metavar="DOSES", help="drug: doses of each compound, as 10nM,1uM."
 )
 @click.option("--gmt", default=None, metavar="OUT.gmt", help="Also write gene sets that follow the programs.")
 @seed_option

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import scipy.sparse as sp
 
-from ...data_specs.errors import ModelError
+from ...data_specs.errors import ModelError, ShapeError
 from ...data_specs.labels import CONTROL
 from ..base import BaselineInfo, Key
 from ..deep import DeepModel
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..training.protocol import Placement, Trainable
     from .counterfactual import Counterfactuals
     from .network import CpaNetwork
+    from .queries import Uncertainty
     from .training import CpaModule
 
 
@@ -39,6 +40,7 @@ class Cpa(DeepModel[CpaConfig]):
     """
 
     Config = CpaConfig
+    has_cells = True
     info = BaselineInfo(
         name="cpa",
         title="CPA: compositional perturbation autoencoder",
@@ -273,6 +275,97 @@ class Cpa(DeepModel[CpaConfig]):
                 elsewhere = "" if context in self.pools else "mean effect over the training contexts"
                 answers.append(Answer(effects[context, label], reason=elsewhere))
         return answers
+
+    def cells(self, key: Key, controls: sp.csr_array, *, rng: np.random.Generator) -> np.ndarray:
+        """See `DeepModel.cells`: sampled counts (log1p values of `gauss`) with the library sizes of the controls."""
+        from .queries import own_cells
+
+        return own_cells(self, key, controls, rng)
+
+    def counterfactual(
+        self,
+        key: Key,
+        controls: sp.csr_array,
+        labels: Sequence[str],
+        *,
+        output: Literal["mean", "sample"] = "mean",
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """Control cells decoded as if they had the perturbation of `key`, float64, shape (n, G).
+
+        Parameters
+        ----------
+        controls
+            Expression in `space`, shape (n, G). Not modified.
+        labels
+            The cells' own labels. All must be `control`: perturbed cells would leak their answer into the prediction
+            (`reconstruct` decodes those).
+        output
+            Expected counts (log1p values of `gauss`), or one draw per cell, cut at 0.
+        rng
+            Of draws, and of covariates beside the context, which are drawn from those of the training controls.
+
+        Raises
+        ------
+        ModelError
+            A cell is no control, or the perturbation cannot be decoded.
+        ShapeError
+            Cells, labels and genes disagree.
+        """
+        from .queries import counterfactual
+
+        if len(labels) != controls.shape[0]:  # type: ignore[index]
+            raise ShapeError(f"{len(labels)} labels for {controls.shape[0]} cells")  # type: ignore[index]
+        perturbed = sorted(set(labels) - {CONTROL})
+        if perturbed:
+            raise ModelError(
+                f"counterfactuals start from control cells, not {perturbed[0]!r}; `reconstruct` decodes those."
+            )
+        generator = np.random.default_rng(self.draw_seed) if rng is None else rng
+        return counterfactual(self, key, controls, output=output, rng=generator)
+
+    def reconstruct(
+        self,
+        x: sp.csr_array,
+        keys: Sequence[Key],
+        covariates: Mapping[str, Sequence[str]] | None = None,
+    ) -> np.ndarray:
+        """Expected expression of cells decoded from themselves, float64, shape (n, G): counts, or log1p of `gauss`.
+
+        A measure of fit, never a prediction: each cell is its own input. `keys` are the cells' own (context,
+        perturbation), `covariates` the values of further trained columns.
+
+        Raises
+        ------
+        ModelError
+            A context, covariate value or perturbation that was not trained.
+        ShapeError
+            Cells, keys and genes disagree.
+        """
+        from .queries import reconstruct
+
+        return reconstruct(self, x, keys, covariates or {})
+
+    def uncertainty(self, keys: Sequence[Key]) -> list[Uncertainty]:
+        """Cosine and Euclidean distance of each condition to the nearest of those trained on more than 30 cells.
+
+        In latent space: dosed perturbation plus context vector. Raises `ModelError` for conditions without a vector.
+        """
+        from .queries import uncertainty
+
+        return uncertainty(self, keys)
+
+    def dose_response(self, name: str, doses: Sequence[float], unit: str) -> np.ndarray:
+        """The factor on the vector of `name` at each dose, float64, shape (len(doses),). Raises `ModelError`."""
+        row = self.table.position.get(name)
+        parts = [Part(name, name, float(dose), unit) for dose in doses]
+        problems = [text for part in parts if (text := self.scale.problem(part))]
+        if row is None or problems:
+            raise ModelError(problems[0] if problems else f"no perturbation called {name!r} was trained.")
+        from .counterfactual import dose_factors
+
+        scaled = [self.scale.value(part) for part in parts]
+        return dose_factors(self.network, row, scaled, self.trained).double().cpu().numpy()
 
     def effects(
         self,

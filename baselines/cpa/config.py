@@ -114,6 +114,7 @@ class CpaConfig(TrainingConfig):
     residual_rows: bool = False
     residual_dropout: float = 0.5
     unseen: Literal["mean-shift", "refuse", "row"] = "mean-shift"
+    fused: bool = True
     n_hidden_adv: int = 128
     n_layers_adv: int = 2
     use_batch_norm_adv: bool = True

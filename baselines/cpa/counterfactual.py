@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import Pool
+from .encoding import CONTROL_ROW
 from .network import CpaNetwork, GaussianDecoder
 
 # Entries of one block of cells x genes.
@@ -84,7 +85,7 @@ class _Block:
 
 
 class Counterfactuals:
-    """Mean profiles and cells of contexts under perturbations, from each context's control cells.
+    """Mean profiles of contexts under perturbations, from each context's control cells.
 
     Every draw has a stream of its own, named by seed, context, perturbation and block of cells, so a profile does
     not depend on what else is asked for. The network is used in evaluation mode, without gradients.
@@ -116,20 +117,6 @@ class Counterfactuals:
                     rng = self._stream(context, name, str(block.number), str(i))
                     sums[name] += log_scaled(found.sample(rng, gamma=gamma), self.target_sum).sum(axis=0)
         return {name: total / (len(pool) * repeats) for name, total in sums.items()}
-
-    def cells(self, context: str, name: str, vector: Tensor, *, n_cells: int, seed: int) -> np.ndarray:
-        """Sampled cells, float64, shape (n_cells, G): counts, or log1p values, each from a drawn pool cell."""
-        pool = self.pools[context]
-        rng = self._stream("cells", context, name, str(seed))
-        # Each pool cell is used about equally often.
-        order = np.concatenate([rng.permutation(len(pool)) for _ in range(-(-n_cells // len(pool)))])
-        rows = order[:n_cells]
-        chosen = Pool(pool.x[rows], {key: codes[rows] for key, codes in pool.covariates.items()})
-        parts = [
-            decode(self.network, block.z + vector, block.library).sample(rng)
-            for block in self._blocks(chosen)
-        ]
-        return np.concatenate(parts)
 
     def _gamma(self, context: str, block: _Block, repeat: int) -> np.ndarray | None:
         if not self.network.counts:
@@ -174,15 +161,23 @@ def perturbation_vectors(
     """
     encoder = network.pert_network
     weight = network.encoder.z.weight
-    known = torch.as_tensor(np.flatnonzero(trained), device=weight.device)
     out = []
     for rows, values in zip(slots, doses, strict=True):
+        factors = torch.cat(
+            [dose_factors(network, row, [dose], trained) for row, dose in zip(rows, values, strict=True)]
+        )
         index = torch.as_tensor(rows, device=weight.device).unsqueeze(0)
-        dose = torch.as_tensor(values, dtype=weight.dtype, device=weight.device).unsqueeze(0)
-        factors = encoder.dosers(dose, index)[0]
-        for i, row in enumerate(rows):
-            if not trained[row] and len(known):
-                same = dose[0, i].expand(1, len(known))
-                factors[i] = encoder.dosers(same, known.unsqueeze(0)).mean()
         out.append((factors.unsqueeze(-1) * encoder.vectors(index)[0]).sum(dim=0))
     return torch.stack(out) if out else weight.new_zeros((0, weight.shape[0]))
+
+
+@torch.no_grad()
+def dose_factors(network: CpaNetwork, row: int, doses: Sequence[float], trained: np.ndarray) -> Tensor:
+    """The dose response of a table row at scaled doses, shape (n,); the mean of the trained rows for another."""
+    dosers, weight = network.pert_network.dosers, network.encoder.z.weight
+    known = np.flatnonzero(trained)
+    known = known[known > CONTROL_ROW]
+    rows = [row] if trained[row] or not len(known) else known.tolist()
+    dose = torch.as_tensor(doses, dtype=weight.dtype, device=weight.device).unsqueeze(1)
+    index = torch.as_tensor(rows, device=weight.device).expand(len(doses), -1)
+    return dosers(dose.expand(-1, len(rows)), index).mean(dim=1)

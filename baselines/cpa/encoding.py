@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +10,11 @@ from functools import cached_property
 import numpy as np
 
 from ...data_specs.errors import ModelError
-from ...data_specs.labels import CONTROL, parse_dose, split_label
+from ...data_specs.labels import CONTROL, base_unit, parse_dose, split_label
 from .config import DoseScaleForm
 
 PAD_ROW, CONTROL_ROW = 0, 1
 PAD = "<PAD>"
-_PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "m": 1e-3, "": 1.0}
-_BASES = ("M", "g/ml", "g/l", "U/ml")
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,6 @@ def parts_of(label: str) -> tuple[Part, ...]:
 def condition_of(label: str) -> str:
     """The label without doses: the class of the condition adversary."""
     return "+".join(part.name for part in parts_of(label)) or CONTROL
-
-
-def base_unit(unit: str) -> tuple[str, float]:
-    """The unprefixed unit and the factor to it; an unknown unit is its own base.
-
-    Examples
-    --------
-    >>> base_unit("nM")
-    ('M', 1e-09)
-    """
-    for base in _BASES:
-        match = re.fullmatch(f"([pnuµμm]?){re.escape(base)}", unit, flags=re.IGNORECASE if "/" in base else 0)
-        if match:
-            return base, _PREFIXES[match[1]]
-    return unit, 1.0
 
 
 @dataclass(frozen=True)

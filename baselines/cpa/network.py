@@ -90,10 +90,16 @@ class CountDecoder(nn.Module):
         """The last hidden layer, shape (n, width)."""
         return self.px_decoder(z)
 
+    def logits(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the shares and of extra zeros (None without them), both (n, G)."""
+        hidden = self.hidden(z)
+        zeros = self.px_dropout_decoder(hidden) if self.zero_inflated else None
+        return self.px_scale_decoder[0](hidden), zeros
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Shares (n, G), rows of sum 1, and zero-inflation logits (n, G) or None."""
-        hidden = self.hidden(z)
-        return self.px_scale_decoder(hidden), self.px_dropout_decoder(hidden) if self.zero_inflated else None
+        logits, zeros = self.logits(z)
+        return torch.softmax(logits, dim=-1), zeros
 
 
 class GaussianDecoder(nn.Module):

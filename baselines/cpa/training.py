@@ -34,7 +34,10 @@ class CpaModule(nn.Module):
 
 @dataclass(frozen=True)
 class Batch:
-    """One pass on the device; with `mixing`, `x` is mixed and `partners` has the partners' classes."""
+    """One pass on the device; with `mixing`, `x` is mixed and `partners` has the partners' classes.
+
+    `stored` are the flat positions of the entries of `x` that can be other than 0, where they are known.
+    """
 
     x: Tensor
     slots: Tensor
@@ -42,6 +45,7 @@ class Batch:
     labels: Labels
     mixing: Mixing | None = None
     partners: Labels | None = None
+    stored: Tensor | None = None
 
 
 class CpaTraining(Trainable):
@@ -110,10 +114,10 @@ class CpaTraining(Trainable):
         self._optimizer_steps = int(state["optimizer_steps"])
 
     def batch(self, part: Part) -> Batch:
-        x, rows = self._x.rows(self.encoded.rows[part.rows]), part.rows
+        (x, stored), rows = self._x.stored_rows(self.encoded.rows[part.rows]), part.rows
         labels = self._labels(rows, part.whole)
         if self._alpha == 0:
-            return Batch(x, *self._slots_of(rows), labels)
+            return Batch(x, *self._slots_of(rows), labels, stored=stored)
         # Weight and permutation depend on the step's rows alone, so several processes mix as one would.
         rng = np.random.default_rng([self._mix_seed, zlib.crc32(np.ascontiguousarray(part.whole).tobytes())])
         weight = float(rng.beta(self._alpha, self._alpha))
@@ -153,7 +157,9 @@ class CpaTraining(Trainable):
             )
         basal = latents.basal.detach()
         if phase.autoencoder:
-            reconstruction = self.reconstruction(latents.total(), batch.x) / batch.labels.n_whole
+            reconstruction = (
+                self.reconstruction(latents.total(), batch.x, batch.stored) / batch.labels.n_whole
+            )
             loss = reconstruction
             if adversarial and not phase.pretraining:
                 fooled = self._adversarial(self.adversaries.logits(latents.basal), batch)
@@ -177,17 +183,20 @@ class CpaTraining(Trainable):
             self._optimizer_steps += 2 * phase.autoencoder + phase.adversaries
         return logs
 
-    def reconstruction(self, z: Tensor, x: Tensor) -> Tensor:
-        """Negative log-likelihood of cells (n, G) given their latent states, summed over cells and genes."""
+    def reconstruction(self, z: Tensor, x: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of cells (n, G) given their latent states, summed over cells and genes.
+
+        `stored`: see `Batch`.
+        """
         decoder = self.network.decoder
         if isinstance(decoder, GaussianDecoder):
             mean, variance = decoder(z)
             return gaussian(mean, variance, x)
-        shares, logits = decoder(z)
-        mu = x.sum(dim=1, keepdim=True) * shares
-        if logits is not None:
-            return zero_inflated(mu, self.network.px_r, logits, x)
-        return negative_binomial(mu, self.network.px_r, x)
+        logits, zeros = decoder.logits(z)
+        if zeros is None:
+            return negative_binomial(logits, self.network.px_r, x, stored)
+        mu = x.sum(dim=1, keepdim=True) * torch.softmax(logits, dim=1)
+        return zero_inflated(mu, self.network.px_r, zeros, x)
 
     def _adversarial(self, logits: Mapping[str, Tensor], batch: Batch) -> Tensor:
         weight = 1.0 if batch.mixing is None else batch.mixing.weight
