@@ -4,10 +4,11 @@ Usage: cpa_speed.py [--upstream PYTHON] [--cells N] [--genes N] [--conditions N]
                     [--threads N] [--report FILE.md]
 
 Both sides train the same network (upstream's defaults) with their own loop, batch 128, in processes of their own that
-take turns; the first epoch of each process warms up and is not counted. PYTHON is an interpreter with cpa-tools (scvi-tools
-0.20.3, pytorch-lightning 1.9.5; rdkit and the tuner are replaced by empty modules here); without it upstream is left
-out, visibly. Upstream's R2 of training batches is switched off; neither side validates. Two plans: the default one, where the
-autoencoder learns in every third batch, and pretraining, where autoencoder and adversaries learn in each batch.
+take turns; the first epoch of each process warms up and is not counted. PYTHON is an interpreter with cpa-tools
+(scvi-tools 0.20.3, pytorch-lightning 1.9.5; rdkit and the tuner are replaced by empty modules here); without it
+upstream is left out, visibly. Upstream's R2 of training batches is switched off; neither side validates. Two plans: the
+default one, where the autoencoder learns in every third batch, and pretraining, where autoencoder and adversaries
+learn in each batch.
 """
 
 from __future__ import annotations
@@ -247,8 +248,8 @@ def report(
     lines = [
         "# CPA: training throughput on the CPU",
         "",
-        f"{args.cells:,} cells x {args.genes:,} genes, {args.conditions} conditions, batch {BATCH}, upstream's default network "
-        f"on both sides, float32, {args.threads} thread(s); medians of {args.rounds} interleaved processes of "
+        f"{args.cells:,} cells x {args.genes:,} genes, {args.conditions} conditions, batch {BATCH}, upstream's default "
+        f"network on both sides, float32, {args.threads} thread(s); medians of {args.rounds} interleaved processes of "
         f"{args.epochs} counted epochs each. {time.strftime('%Y-%m-%d')}, 2 cores of an AMD EPYC, "
         f"Python {platform.python_version()}, torch 2.13 CPU, load average {os.getloadavg()[0]:.1f}.",
         "",

@@ -36,10 +36,22 @@ class Validation:
     def _prepare_profiles(self) -> None:
         model, cells = self._model, self._cells
         listed = cells.validation_keys or (cells.train_keys if cells.held_out.any() else ())
-        codes = {label: model.encodable(label)[0] for _, label in listed}
+        found = {label: model.encodable(label) for _, label in listed}
+        codes = {label: encoded for label, (encoded, _) in found.items()}
         keys = [key for key in listed if codes[key[1]] is not None and key[0] in model.pools]
+        if len(keys) < len(listed):
+            first = next(reason for label, (encoded, reason) in found.items() if encoded is None)
+            kept = (
+                ""
+                if keys
+                else "; the last weights are kept (--set validation=cells chooses on held-out cells)"
+            )
+            n_left = len(listed) - len(keys)
+            model.notes.append(
+                f"{n_left} of {len(listed)} validation rows cannot be predicted (first: {first}){kept}."
+            )
         self._truth = validation_set(cells.log1p, keys=keys)
-        self._codes = {label: found for _, label in self._truth.keys if (found := codes[label]) is not None}
+        self._codes = {label: own for _, label in self._truth.keys if (own := codes[label]) is not None}
 
     def _profile_scores(self) -> dict[str, float]:
         truth, model = self._truth, self._model
