@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...data_specs.errors import ModelError
-from ..settings import build_config
+from ..training.config import resolve_config
 from .config import CpaConfig
 from .encoding import PAD, PerturbationTable
 from .network import CpaNetwork, Sizes
@@ -85,6 +85,8 @@ class UpstreamModel:
 def upstream_model(weights: Path, description: Path) -> UpstreamModel:
     """The network of an exported cpa-tools model (the README of cpa shows how to export one), in evaluation mode.
 
+    The description lists the arguments that differ from upstream's defaults.
+
     Raises
     ------
     ModelError
@@ -102,7 +104,8 @@ def upstream_model(weights: Path, description: Path) -> UpstreamModel:
         raise ModelError(f"{description}: row 0 of pert_encoder is {table.names[:1]}, not {PAD!r}.")
     state = read_state(weights)
     external = state.get("pert_network.pert_transformation.weight")
-    config = build_config(CpaConfig, {**settings, "dead_heads": True, "control_row": "table"}, model="cpa")
+    chosen = {**settings, "preset": "upstream"}
+    config = resolve_config(CpaConfig, chosen, model="cpa", presets=Path(__file__).parent)
     sizes = Sizes(len(genes), len(table), {name: len(values) for name, values in covariates.items()})
     placeholder = None if external is None else torch.zeros(len(table), external.shape[1])
     network = CpaNetwork(config, sizes, table=placeholder)

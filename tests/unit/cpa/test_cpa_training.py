@@ -314,13 +314,8 @@ def test_upstream_weights_load(files, run, tmp_path):
             name: {value: i for i, value in enumerate(values)}
             for name, values in upstream.model.covariates.items()
         },
-        "settings": {
-            key: upstream.settings[key]
-            for key in upstream.settings
-            if key.startswith(("n_", "use_", "recon"))
-        },
+        "settings": {key: upstream.settings[key] for key in SETTINGS if key.startswith("n_")},
     }
-    description["settings"] |= {"doser_type": "logsigm"}
     (tmp_path / "model.json").write_text(json.dumps(description))
     found = upstream_model(tmp_path / "model.safetensors", tmp_path / "model.json")
     x = torch.as_tensor(upstream.model.pools["A"].x.toarray())
