@@ -159,7 +159,7 @@ class DeepModel(ABC, Generic[ConfigT]):
     @property
     def n_parameters(self) -> int:
         """Trained numbers of the network."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
     def start(
         self,

@@ -105,11 +105,22 @@ def own_settings(name: str, assignments: Sequence[str]) -> dict[str, str]:
 
 
 def simple_entries(data: Path, split: Split, folder: Path, gmt: Path) -> list[SuiteEntry]:
-    """All simple baselines on one split."""
+    """All simple baselines on one split, or what stands there already."""
+    record = folder / "simple.json"
+    if record.exists():
+        return [entry_of(found) for found in json.loads(record.read_text(encoding="utf-8"))]
     shutil.rmtree(folder / "simple", ignore_errors=True)
-    return run_suite(
-        data, split, folder / "simple", features=f"go:{gmt}", models=default_suite(features=True)
-    )
+    models = default_suite(features=True)
+    entries = run_suite(data, split, folder / "simple", features=f"go:{gmt}", models=models)
+    record.write_text(json.dumps([entry.to_json() for entry in entries]), encoding="utf-8")
+    return entries
+
+
+def entry_of(found: dict[str, Any]) -> SuiteEntry:
+    """The inverse of `SuiteEntry.to_json`."""
+    paths = {key: None if found[key] is None else Path(found[key]) for key in ("run", "prediction")}
+    counts = {key: found[key] for key in ("n_predicted", "n_fallback", "n_total", "reason")}
+    return SuiteEntry(found["label"], found["model"], **paths, **counts, refused=tuple(found["refused"]))
 
 
 def deep_entry(

@@ -114,7 +114,6 @@ class CpaConfig(TrainingConfig):
     residual_rows: bool = False
     residual_dropout: float = 0.5
     unseen: Literal["mean-shift", "refuse", "row"] = "mean-shift"
-    fused: bool = True
     n_hidden_adv: int = 128
     n_layers_adv: int = 2
     use_batch_norm_adv: bool = True
@@ -130,7 +129,7 @@ class CpaConfig(TrainingConfig):
     doser_lr: float = 3e-4
     doser_wd: float = 0.0
     n_epochs_pretrain_ae: int = 10
-    n_epochs_adv_warmup: int = 50
+    n_epochs_adv_warmup: int = 20
     n_steps_pretrain_ae: int = 0
     n_steps_adv_warmup: int = 0
     count_steps: Literal["batches", "optimizer"] = "batches"
@@ -146,12 +145,14 @@ class CpaConfig(TrainingConfig):
     validate_on: Literal["counterfactual", "reconstruction"] = "counterfactual"
     empty_cells: Literal["error", "leave-out"] = "error"
     initial_weights: str = ""
-    lr: float = 3e-4
+    fused: bool = True
+    lr: float = 1e-3
     weight_decay: float = 4e-7
+    clip: Literal["none", "norm", "value"] = "norm"
     batch_size: int = 128
-    epochs: int = 200
-    validate_every: int = 5
-    patience: int = 10
+    epochs: int = 100
+    validate_every: int = 10
+    patience: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ from .encoding import CONTROL_ROW
 from .network import CpaNetwork, GaussianDecoder
 
 # Entries of one block of cells x genes.
-BLOCK = 2_000_000
+BLOCK = 500_000
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Counterfactuals:
         repeats = max(1, -(-n_samples // len(pool))) if self.network.counts else 1
         sums = {name: np.zeros(pool.x.shape[1]) for name in vectors}  # type: ignore[index]
         for block in self._blocks(pool):
-            for i in range(repeats):
-                gamma = self._gamma(context, block, i)
-                for name, vector in vectors.items():
-                    found = decode(self.network, block.z + vector, block.library)
-                    if not found.counts:
-                        sums[name] += found.mean.sum(axis=0)
-                        continue
+            gammas = [self._gamma(context, block, i) for i in range(repeats)]
+            for name, vector in vectors.items():
+                found = decode(self.network, block.z + vector, block.library)
+                if not found.counts:
+                    sums[name] += found.mean.sum(axis=0)
+                    continue
+                for i, gamma in enumerate(gammas):
                     rng = self._stream(context, name, str(block.number), str(i))
                     sums[name] += log_scaled(found.sample(rng, gamma=gamma), self.target_sum).sum(axis=0)
         return {name: total / (len(pool) * repeats) for name, total in sums.items()}
