@@ -155,8 +155,8 @@ def test_what_chemical_labels_can_and_cannot_ask(tmp_path):
 
 @pytest.mark.slow
 def test_held_out_dose_and_cell_line_are_predicted_better_than_by_the_mean(tmp_path):
-    data, split = screen(tmp_path, genes=300, singles=8, cells=60)
-    sets = ["--set", "epochs=150", "--set", "n_samples=1000"]
+    data, split = screen(tmp_path, genes=150, singles=5, cells=40)
+    sets = ["--set", "epochs=80", "--set", "n_samples=1000"]
     results = {}
     for name, options in (("cpa", sets), ("mean", []), ("no-change", [])):
         run = tmp_path / name

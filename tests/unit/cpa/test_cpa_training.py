@@ -393,3 +393,48 @@ def test_the_model_imports_and_explains_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_trained_projection_beats_the_frozen_one_on_unseen_genes(tmp_path):
+    """Simulated effects that the features determine; the truth is the simulator's own."""
+    from vcbench.baselines.deep_train import train_deep
+    from vcbench.baselines.run_folder import load_run
+    from vcbench.data_specs.simulate import simulate_dataset
+    from vcbench.data_specs.simulate_model import SimulationSpec
+
+    spec = SimulationSpec(genes=150, singles=50, doubles=0, cells=30, controls=150, depth=2000.0)
+    found: dict[str, list[float]] = {"frozen": [], "trained": []}
+    for seed in range(3):
+        truth = simulate_dataset(tmp_path / f"screen{seed}.h5ad", spec, seed)
+        rng = np.random.default_rng(seed)
+        values = truth.activity @ rng.normal(size=(truth.activity.shape[1], 32))
+        lines = ["gene\t" + "\t".join(f"f{i}" for i in range(32))]
+        for (_, gene), row in zip(truth.keys, values, strict=True):
+            lines.append(gene + "\t" + "\t".join(f"{value:.5f}" for value in row))
+        features = tmp_path / f"features{seed}.tsv"
+        features.write_text("\n".join(lines) + "\n")
+        rows = {key: ("test" if i % 4 == 0 else "train", "") for i, key in enumerate(truth.keys)}
+        for projection, values_of in found.items():
+            settings = {"projection": projection, "epochs": 80, "patience": 0, "validate_every": 40}
+            out = tmp_path / f"{projection}{seed}"
+            train_deep(
+                "cpa",
+                truth.path,
+                Split(rows, {}),
+                out,
+                settings=settings,
+                features=str(features),
+                seed=seed,
+                device="cpu",
+            )
+            run = load_run(out)
+            keys = [key for key, (part, _) in rows.items() if part == "test"]
+            profiles = run.model.predict(keys, run.control_means).profiles - run.control_means["A"]
+            share = truth.baseline[0] * truth.target_sum
+            true = [np.log1p(share * np.exp(truth.log_fold_change(*key))) - np.log1p(share) for key in keys]
+            values_of.append(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(profiles, true, strict=True)]))
+    assert all(trained > frozen for trained, frozen in zip(found["trained"], found["frozen"], strict=True)), (
+        found
+    )
+    assert np.mean(found["trained"]) > np.mean(found["frozen"]) + 0.1, found
