@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Activation = Literal["leakyrelu", "relu"]
@@ -26,7 +27,7 @@ class Weights:
     kernels
         Effective (non-negative) kernels W: (P, m_{l+1}, m_l) for l = 1..L-1, and (P, 1, m_L).
     inputs, biases
-        All A and b of the hidden layers behind each other: (P, sum m, d) and (P, 1, sum m).
+        A and b of the hidden layers: (P, m_l, d) and (P, 1, m_l).
     linear, constant
         A and b of the output: (P, 1, d) and (P, 1, 1).
     curvature
@@ -36,16 +37,12 @@ class Weights:
     """
 
     kernels: tuple[Tensor, ...]
-    inputs: Tensor
-    biases: Tensor
+    inputs: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
     linear: Tensor
     constant: Tensor
     curvature: Tensor | None
     slope: float
-
-    @property
-    def widths(self) -> list[int]:
-        return [kernel.shape[2] for kernel in self.kernels]
 
     def rows(self, index: Tensor) -> Weights:
         """The networks of some rows, in that order; an index may occur repeatedly."""
@@ -59,57 +56,21 @@ class Weights:
         return replace(
             self,
             kernels=tuple(change(kernel) for kernel in self.kernels),
-            inputs=change(self.inputs),
-            biases=change(self.biases),
+            inputs=tuple(change(matrix) for matrix in self.inputs),
+            biases=tuple(change(bias) for bias in self.biases),
             linear=change(self.linear),
             constant=change(self.constant),
             curvature=None if self.curvature is None else change(self.curvature),
         )
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """Slopes a_l of every hidden unit, σ(h_1), and the last hidden output; (P, B, m_l) each."""
-
-    slopes: list[Tensor]
-    first: Tensor
-    last: Tensor
-
-
-def _hidden(weights: Weights, x: Tensor) -> _Layers:
-    from_input = torch.baddbmm(weights.biases, x, weights.inputs.mT).split(weights.widths, dim=2)
-    slopes, first, z = [], from_input[0], from_input[0]
-    above, below = x.new_ones(()), x.new_full((), weights.slope)
-    for level, own in enumerate(from_input):
-        h = own if level == 0 else torch.baddbmm(own, z, weights.kernels[level - 1].mT)
-        slope = torch.where(h.detach() > 0, above, below)
-        slopes.append(slope)
-        z = h * slope
-        if level == 0:
-            first, z = z, z * z
-    return _Layers(slopes, first, z)
-
-
-def _value(weights: Weights, x: Tensor, layers: _Layers) -> Tensor:
-    out = torch.baddbmm(weights.constant, layers.last, weights.kernels[-1].mT)
-    out = torch.baddbmm(out, x, weights.linear.mT).squeeze(2)
-    if weights.curvature is not None:
-        out = out + 0.5 * weights.curvature.squeeze(2) * (x * x).sum(dim=2)
-    return out
-
-
-def _gradient(weights: Weights, x: Tensor, layers: _Layers) -> Tensor:
-    pushes = []
-    delta = weights.kernels[-1]
-    for level in range(len(layers.slopes) - 1, -1, -1):
-        push = delta * layers.slopes[level]
-        if level == 0:
-            push = push * (2.0 * layers.first)
-        else:
-            delta = torch.bmm(push, weights.kernels[level - 1])
-        pushes.append(push)
-    out = torch.baddbmm(weights.linear, torch.cat(pushes[::-1], dim=2), weights.inputs)
-    return out if weights.curvature is None else out + weights.curvature * x
+def _last_hidden(weights: Weights, x: Tensor) -> Tensor:
+    """z_L, (P, B, m_L)."""
+    from_input = [torch.baddbmm(b, x, a.mT) for a, b in zip(weights.inputs, weights.biases, strict=True)]
+    z = functional.leaky_relu(from_input[0], weights.slope).square()
+    for kernel, own in zip(weights.kernels[:-1], from_input[1:], strict=True):
+        z = functional.leaky_relu(torch.baddbmm(own, z, kernel.mT), weights.slope)
+    return z
 
 
 def potential(weights: Weights, x: Tensor) -> Tensor:
@@ -117,18 +78,111 @@ def potential(weights: Weights, x: Tensor) -> Tensor:
 
     z_1 = σ(A_0 x + b_0)², z_l = σ(W z_{l-1} + A x + b), φ = W z_L + A x + b: convex in x for kernels of at least 0.
     """
-    return _value(weights, x, _hidden(weights, x))
+    return _value(weights, x, _last_hidden(weights, x))
+
+
+def _value(weights: Weights, x: Tensor, last: Tensor) -> Tensor:
+    out = torch.baddbmm(weights.constant, last, weights.kernels[-1].mT)
+    out = torch.baddbmm(out, x, weights.linear.mT).squeeze(2)
+    if weights.curvature is not None:
+        out = out + 0.5 * weights.curvature.squeeze(2) * (x * x).sum(dim=2)
+    return out
 
 
 def transport(weights: Weights, x: Tensor) -> Tensor:
-    """∇φ_p(x), shape (P, B, d), in closed form: one backward pass gives its gradient in the weights."""
-    return _gradient(weights, x, _hidden(weights, x))
+    """∇φ_p(x), shape (P, B, d), in closed form; differentiable once in the weights, not in `x`."""
+    own = (*weights.inputs, *weights.biases, *weights.kernels)
+    out = _Gradient.apply(x, weights.slope, weights.linear, *own)
+    return _with_curvature(weights, x, out)  # type: ignore[arg-type]
 
 
+def _with_curvature(weights: Weights, x: Tensor, out: Tensor) -> Tensor:
+    return out if weights.curvature is None else out + weights.curvature * x
+
+
+@torch.no_grad()
 def potential_and_transport(weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, from one forward pass."""
-    layers = _hidden(weights, x)
-    return _value(weights, x, layers), _gradient(weights, x, layers)
+    """Both from one forward pass, without gradients."""
+    passed = _forward(x, weights.slope, weights.inputs, weights.biases, weights.linear, weights.kernels)
+    value = _value(weights, x, passed.outputs[-1] if len(weights.kernels) > 1 else passed.outputs[0].square())
+    return value, _with_curvature(weights, x, passed.gradient)
+
+
+class _Pass(NamedTuple):
+    """`outputs` σ(h_l) and `pushes` ∂φ/∂h_l of every layer; `gated` is ∂φ/∂z_1 times the slope of the first layer."""
+
+    gradient: Tensor
+    outputs: list[Tensor]
+    pushes: list[Tensor]
+    gated: Tensor
+
+
+_gate = torch.ops.aten.leaky_relu_backward
+
+
+def _forward(
+    x: Tensor,
+    slope: float,
+    inputs: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    linear: Tensor,
+    kernels: Sequence[Tensor],
+) -> _Pass:
+    """The closed form, layer by layer in place: on small networks memory traffic costs as much as arithmetic."""
+    outputs: list[Tensor] = []
+    for level, (matrix, bias) in enumerate(zip(inputs, biases, strict=True)):
+        own = torch.baddbmm(bias, x, matrix.mT)
+        if level:
+            own.baddbmm_(outputs[0] * outputs[0] if level == 1 else outputs[-1], kernels[level - 1].mT)
+        outputs.append(functional.leaky_relu_(own, slope))
+    pushes: list[Tensor] = []
+    gradient, delta = linear.expand(-1, x.shape[1], -1), kernels[-1].expand(-1, x.shape[1], -1)
+    for level in range(len(kernels) - 1, -1, -1):
+        push = gated = _gate(delta, outputs[level], slope, True)
+        if level:
+            delta = torch.bmm(push, kernels[level - 1])
+        else:
+            push = (push * outputs[0]).mul_(2.0)
+        gradient = torch.baddbmm(gradient, push, inputs[level])
+        pushes.append(push)
+    return _Pass(gradient, outputs, pushes[::-1], gated)
+
+
+class _Gradient(torch.autograd.Function):
+    """∇φ with its derivative in the weights. Slopes are constant almost everywhere, so only h_1 carries a gradient
+    through the forward values: biases behind the first layer have none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float, linear: Tensor, *weights: Tensor):
+        n = len(weights) // 3
+        inputs, biases, kernels = weights[:n], weights[n : 2 * n], weights[2 * n :]
+        passed = _forward(x, slope, inputs, biases, linear, kernels)
+        ctx.slope, ctx.passed = slope, passed
+        ctx.save_for_backward(x, *inputs, *kernels)
+        return passed.gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):
+        x, *saved = ctx.saved_tensors
+        n = len(saved) // 2
+        inputs, kernels = saved[:n], saved[n:]
+        _, outputs, pushes, gated = ctx.passed
+        slope, grad = ctx.slope, grads[0]
+        d_inputs = [torch.bmm(push.mT, grad) for push in pushes]
+        first = torch.bmm(grad, inputs[0].mT).mul_(2.0)
+        d_hidden = _gate(first * gated, outputs[0], slope, True)
+        d_inputs[0].baddbmm_(d_hidden.mT, x)
+        d_biases = [torch.zeros_like(matrix[:, None, :, 0]) for matrix in inputs]
+        d_biases[0] = d_hidden.sum(dim=1, keepdim=True)
+        d_delta = _gate(first.mul_(outputs[0]), outputs[0], slope, True)
+        d_kernels = []
+        for level in range(1, n):
+            d_kernels.append(torch.bmm(pushes[level].mT, d_delta))
+            own = torch.bmm(grad, inputs[level].mT).baddbmm_(d_delta, kernels[level - 1].mT)
+            d_delta = _gate(own, outputs[level], slope, True)
+        d_kernels.append(d_delta.sum(dim=1, keepdim=True))
+        return None, None, grad.sum(dim=1, keepdim=True), *d_inputs, *d_biases, *d_kernels
 
 
 class StackedIcnn(nn.Module):
@@ -159,8 +213,8 @@ class StackedIcnn(nn.Module):
             return nn.Parameter(torch.empty(n_maps, *shape, dtype=dtype))
 
         self.W = nn.ParameterList([empty(o, i) for i, o in zip(hidden, outs, strict=True)])
-        self.A = empty(sum(hidden), dim)
-        self.b = empty(1, sum(hidden))
+        self.A = nn.ParameterList([empty(width, dim) for width in hidden])
+        self.b = nn.ParameterList([empty(1, width) for width in hidden])
         self.A_out = empty(1, dim)
         self.b_out = empty(1, 1)
         self.curvature = empty(1, 1) if init == "identity" else None
@@ -174,15 +228,15 @@ class StackedIcnn(nn.Module):
         0.1 %: |x|²/2, nn.Linear's draw with negative kernels cut, an output near 0.
         """
         if init == "upstream":
-            for tensor in (*self.W, self.A, self.A_out):
+            for tensor in (*self.W, *self.A, self.A_out):
                 tensor.uniform_(0.0, UPSTREAM_SPREAD)
-            self.b.zero_()
-            self.b_out.zero_()
+            for tensor in (*self.b, self.b_out):
+                tensor.zero_()
             return
-        for tensor in (*self.W, self.A, self.A_out):
+        for tensor in (*self.W, *self.A, self.A_out):
             bound = tensor.shape[2] ** -0.5
             tensor.uniform_(-bound, bound)
-        for tensor in (self.b, self.b_out):
+        for tensor in (*self.b, self.b_out):
             tensor.uniform_(-(self.dim**-0.5), self.dim**-0.5)
         if self.curvature is not None:
             self.curvature.fill_(1.0)
@@ -195,12 +249,13 @@ class StackedIcnn(nn.Module):
         """The tensors that `potential` and `transport` take."""
         beta = self.softplus_beta
         kernels = tuple(functional.softplus(w, beta=beta) if beta else w for w in self.W)
-        return Weights(kernels, self.A, self.b, self.A_out, self.b_out, self.curvature, self.slope)
+        inputs, biases = tuple(self.A), tuple(self.b)
+        return Weights(kernels, inputs, biases, self.A_out, self.b_out, self.curvature, self.slope)
 
     def penalty(self) -> Tensor:
         """Σ_l ‖max(-W_l, 0)‖ (Frobenius, not squared) of each map, shape (P,); 0 with softplus kernels."""
         if self.softplus_beta:
-            return self.A.new_zeros(self.n_maps)
+            return self.A_out.new_zeros(self.n_maps)
         return torch.stack([torch.linalg.vector_norm(w.neg().relu(), dim=(1, 2)) for w in self.W]).sum(dim=0)
 
     @torch.no_grad()

@@ -42,11 +42,8 @@ def take_network(network: StackedIcnn, row: int) -> dict[str, Tensor]:
 def _views(network: StackedIcnn, row: int) -> dict[str, Tensor]:
     """A row's tensors under upstream's names, sharing memory with the network."""
     out = {f"W.{level}.weight": w[row] for level, w in enumerate(network.W)}
-    start = 0
-    for level, width in enumerate(network.hidden):
-        out[f"A.{level}.weight"] = network.A[row, start : start + width]
-        out[f"A.{level}.bias"] = network.b[row, 0, start : start + width]
-        start += width
+    for level, (a, b) in enumerate(zip(network.A, network.b, strict=True)):
+        out |= {f"A.{level}.weight": a[row], f"A.{level}.bias": b[row, 0]}
     last = len(network.hidden)
     out[f"A.{last}.weight"] = network.A_out[row]
     out[f"A.{last}.bias"] = network.b_out[row, 0]
