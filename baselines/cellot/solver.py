@@ -65,7 +65,9 @@ class Duel(nn.Module):
 
         `n_whole` cells per map make the step, of which these are a part. `active` are the maps that take part.
         """
-        loss, surrogate = g_terms(_rows(self.f.weights().detached(), active), _rows(self.g.weights(), active), x)
+        loss, surrogate = g_terms(
+            _rows(self.f.weights().detached(), active), _rows(self.g.weights(), active), x
+        )
         share = x.shape[1] / n_whole
         penalty = self.g.penalty() if active is None else self.g.penalty()[active]
         fit = loss.sum(dim=1) / n_whole

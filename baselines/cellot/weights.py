@@ -27,7 +27,9 @@ def put_network(network: StackedIcnn, row: int, state: Mapping[str, Tensor]) -> 
     targets = _views(network, row)
     if targets.keys() != state.keys():
         missing, foreign = sorted(targets.keys() - state.keys()), sorted(state.keys() - targets.keys())
-        raise ModelError(f"not this convex network's state dict: {missing} are missing, {foreign} are foreign.")
+        raise ModelError(
+            f"not this convex network's state dict: {missing} are missing, {foreign} are foreign."
+        )
     for name, view in targets.items():
         if view.shape != state[name].shape:
             raise ModelError(f"{name} is {tuple(state[name].shape)}, this network has {tuple(view.shape)}.")

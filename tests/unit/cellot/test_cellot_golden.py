@@ -62,7 +62,9 @@ def test_potentials_and_their_gradients(game):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"softplus_beta": 2.0}, {"activation": "relu"}, {"init": "identity"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"softplus_beta": 2.0}, {"activation": "relu"}, {"init": "identity"}]
+)
 def test_the_closed_form_is_the_gradient_of_the_potential(options):
     torch.manual_seed(1)
     net = StackedIcnn(3, 6, (8, 7, 5), dtype=torch.float64, **options)
@@ -265,3 +267,80 @@ def test_a_diverged_map_leaves_the_others_alone(game):
         if name != "healthy":
             assert torch.equal(hurt.state_dict()[name][1:], value[1:]), name
             assert torch.isfinite(hurt.state_dict()[name]).all()
+
+
+def autoencoder_state(n_conditions):
+    from vcbench.baselines.cellot.autoencoder import Autoencoder
+
+    net = Autoencoder(3, (5, 4), 2, n_conditions=n_conditions, dtype=torch.float64)
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    net.load_state_dict(fill(shapes, 0.8, 1.7, 0.5))
+    return net
+
+
+def test_autoencoder():
+    from vcbench.baselines.cellot.autoencoder import reconstruction_loss
+
+    net, x = autoencoder_state(0), points()[0]
+    codes = net.encode(x)
+    close(
+        codes,
+        "0.3207209869 −0.8813428955 / 0.2978203134 −0.9712884259 / 0.3113733648 −0.9180569611 / "
+        "0.3636233965 −0.7128378078",
+    )
+    back = net.decode(codes)
+    close(back[0], "−1.9725421450 0.1521812368 1.9305260428")
+    close(reconstruction_loss(x, back, codes, 0.0), "4.5707202845 4.9400571606 4.9244471359 4.5232038366")
+    close(reconstruction_loss(x, back, codes, 0.1), "4.6586830095 5.0432669751 5.0184253315 4.5872398081")
+    shift = codes[2:].mean(dim=0) - codes[:2].mean(dim=0)
+    close(shift, "0.0282277305 0.1108682763")
+    close(net.decode(codes[:1] + shift), "−1.9840944331 0.1629997809 1.9290525462")
+
+
+def test_conditional_autoencoder():
+    from vcbench.baselines.cellot.autoencoder import reconstruction_loss
+
+    net, x, labels = autoencoder_state(2), points()[0], torch.tensor([0, 1, 0, 1])
+    codes = net.encode(x, labels)
+    close(codes[0], "0.4729014843 1.4838310200")
+    back = net.decode(codes, labels)
+    close(back[0], "−1.3297805312 −0.7794041464 1.8232194360")
+    losses = "3.8649821088 4.8546431234 3.8031380342 3.2425789327"
+    close(reconstruction_loss(x, back, codes, 0.0), losses)
+    moved = net.decode(net.encode(x[:2], torch.tensor([0, 0])), torch.tensor([1, 1]))
+    close(
+        moved,
+        "−1.3524430636 −0.7438838149 1.8031146437 / −1.3244582144 −0.7877461293 1.8279410652",
+    )
+
+
+def test_mmd():
+    from vcbench.baselines.cellot.measures import EVALUATION_GAMMAS, TRAINING_GAMMAS, mmd
+
+    x, y = (p[None] for p in points())
+    golden = (0.672820939340, 0.575968005451, 0.423810909013, 0.131428484189, 0.014880310963, 0.007494218737)
+    for gamma, value in zip(TRAINING_GAMMAS, golden, strict=True):
+        assert mmd(x, y, gammas=[gamma]).item() == pytest.approx(value, abs=1e-11)
+    assert mmd(x, y).item() == pytest.approx(0.304400477949, abs=1e-11)
+    assert mmd(x, y, gammas=EVALUATION_GAMMAS).item() == pytest.approx(0.256844565406, abs=1e-11)
+    padded = torch.cat([y, torch.full((1, 3, 3), 9.0, dtype=y.dtype)], dim=1)
+    used = torch.arange(7)[None] < 4
+    assert mmd(x, padded, y_used=used).item() == pytest.approx(0.304400477949, abs=1e-11)
+
+
+def test_partially_convex_network():
+    from vcbench.baselines.cellot.conditional import PartiallyConvex
+
+    net = PartiallyConvex(3, 2, (4, 4, 4), dtype=torch.float64)
+    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    net.load_state_dict(fill(shapes, 0.9, 0.37, 1.0))
+    x = points()[0].requires_grad_(True)
+    context = torch.tensor([[0.5, -0.25]], dtype=torch.float64).expand(4, -1)
+    value = net(x, context)
+    close(value, "0.0659359119 0.7121776606 1.1386995356 1.2213578849")
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    close(slope[0], "0.2770648111 −0.2848378784 −1.1931544275")
+    close(slope[3], "0.3797906394 −0.4703911119 −1.3402512352")
+    assert net.penalty().item() == pytest.approx(3.7069096419, abs=1e-9)
+    shipped = PartiallyConvex(50, 10, (64,) * 4)
+    assert sum(p.numel() for p in shipped.parameters()) == 87_981
