@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import scipy.sparse as sp
 
+from ...data_specs.errors import ModelError
 from ...data_specs.labels import split_label
 from ..base import BaselineInfo, Key
 from ..deep import DeepModel
@@ -62,8 +63,6 @@ class Cellot(DeepModel[CellotConfig]):
             if self.config.unseen == "conditional":
                 self.contexts_of = self.similarity.reduced(self.config.conditional_dims)
         elif self.config.unseen in ("averaged", "conditional"):
-            from ...data_specs.errors import ModelError
-
             raise ModelError(
                 f"unseen={self.config.unseen} needs features of the targets: give --features FILE."
             )
@@ -86,8 +85,8 @@ class Cellot(DeepModel[CellotConfig]):
         few = [label for label, n in zip(self.labels, counts, strict=True) if n < FEW_CELLS]
         held_out = cells.held_out
         notes = [
-            f"{len(self.labels)} maps of {int(counts.min()):,} to {int(counts.max()):,} training cells, and a pooled one; "
-            f"{int(held_out.sum()):,} held-out cells select them."
+            f"{len(self.labels)} maps of {int(counts.min()):,} to {int(counts.max()):,} training cells, and a "
+            f"pooled one; {int(held_out.sum()):,} held-out cells select them."
         ]
         if few:
             shown = ", ".join(few[:5]) + (", …" if len(few) > 5 else "")

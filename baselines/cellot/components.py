@@ -37,7 +37,8 @@ def principal_axes(x: Any, n_components: int) -> tuple[np.ndarray, np.ndarray]:
         covariance = (x.T @ x).toarray() - n * np.outer(mean, mean)
         _, vectors = np.linalg.eigh(covariance)
         return mean, fix_signs(vectors[:, ::-1][:, :k])
-    operator: Any = sparse_linalg.LinearOperator(
+    linear_operator: Any = sparse_linalg.LinearOperator
+    operator = linear_operator(
         (n_genes, n_genes),
         dtype=np.float64,
         matvec=lambda v: x.T @ (x @ v) - n * mean * float(mean @ np.ravel(v)),

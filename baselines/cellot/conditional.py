@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class PartiallyConvex(nn.Module):
     def __init__(self, dim: int, context: int, hidden: Sequence[int], *, dtype: torch.dtype = torch.float32):
         super().__init__()
 
-        def layers(sizes: Sequence[tuple[int, int]], *, bias: bool) -> nn.ModuleList:
+        def layers(sizes: Sequence[tuple[int, int]], *, bias: bool) -> Any:
             return nn.ModuleList([nn.Linear(i, o, bias=bias, dtype=dtype) for i, o in sizes])
 
         after = [*hidden[1:], 1]

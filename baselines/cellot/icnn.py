@@ -137,14 +137,13 @@ def _forward(
         outputs.append(functional.leaky_relu_(own, slope))
     pushes: list[Tensor] = []
     gradient, delta = linear.expand(-1, x.shape[1], -1), kernels[-1].expand(-1, x.shape[1], -1)
-    for level in range(len(kernels) - 1, -1, -1):
-        push = gated = _gate(delta, outputs[level], slope, True)
-        if level:
-            delta = torch.bmm(push, kernels[level - 1])
-        else:
-            push = (push * outputs[0]).mul_(2.0)
-        gradient = torch.baddbmm(gradient, push, inputs[level])
-        pushes.append(push)
+    for level in range(len(kernels) - 1, 0, -1):
+        pushes.append(_gate(delta, outputs[level], slope, True))
+        delta = torch.bmm(pushes[-1], kernels[level - 1])
+        gradient = torch.baddbmm(gradient, pushes[-1], inputs[level])
+    gated = _gate(delta, outputs[0], slope, True)
+    pushes.append((gated * outputs[0]).mul_(2.0))
+    gradient = torch.baddbmm(gradient, pushes[-1], inputs[0])
     return _Pass(gradient, outputs, pushes[::-1], gated)
 
 
@@ -163,7 +162,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor):  # type: ignore[override]
         x, *saved = ctx.saved_tensors
         n = len(saved) // 2
         inputs, kernels = saved[:n], saved[n:]

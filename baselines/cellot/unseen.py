@@ -118,7 +118,7 @@ def tune_averaging(
     )
     if len(known) < 3:
         return Averaging(chosen_k[-1], chosen_t[-1], n=len(known))
-    cosines = [_without(similarity.cosines(similarity.vectors[p]), p) for p in known]
+    cosines = [_without(similarity.cosines(similarity.vectors[p]), int(p)) for p in known]
     found = []
     for k in chosen_k:
         for tau in chosen_t:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+_icnn, _solver, _weights = (
+    pytest.importorskip(f"vcbench.baselines.cellot.{name}") for name in ("icnn", "solver", "weights")
+)
+StackedIcnn, potential, transport = _icnn.StackedIcnn, _icnn.potential, _icnn.transport
+Duel, f_terms, g_terms, w2_terms = _solver.Duel, _solver.f_terms, _solver.g_terms, _solver.w2_terms
+put_network, take_network = _weights.put_network, _weights.take_network
 
 
 def fill(shapes, s, q, phase=0.0, positive=lambda name: False):

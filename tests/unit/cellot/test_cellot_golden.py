@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cellot_golden import (
+    Duel,
+    StackedIcnn,
+    f_terms,
+    fill,
+    g_terms,
+    icnn_shapes,
+    numbers,
+    points,
+    potential,
+    put_network,
+    take_network,
+    transport,
+    w2_terms,
+)
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-
-from cellot_golden import fill, icnn_shapes, numbers, points
-from vcbench.baselines.cellot.icnn import StackedIcnn, potential, transport
-from vcbench.baselines.cellot.solver import Duel, f_terms, g_terms, w2_terms
-from vcbench.baselines.cellot.weights import put_network, take_network
 
 OTHERS = 2
 
@@ -216,7 +226,7 @@ def test_shipped_size():
 
 
 def test_float32_is_within_the_tolerance(game):
-    f, g, x, y = game
+    f, g, x, _ = game
     half = [StackedIcnn(3, 3, (4, 5)) for _ in range(2)]
     for small, full in zip(half, (f, g), strict=True):
         small.load_state_dict({name: value.float() for name, value in full.state_dict().items()})
