@@ -258,7 +258,7 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--knockdown", type=float, default=0.8, show_default=True, help="Expression lost by a target.")
 @click.option(
     "--modality",
-    type=click.Choice(["CRISPRi", "CRISPRa", "drug"]),
+    type=click.Choice(["CRISPRi", "CRISPRa", "drug", "cytokine"]),
     default="CRISPRi",
     show_default=True,
     help="Screen.",

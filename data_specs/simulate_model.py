@@ -39,7 +39,7 @@ class SimulationSpec:
     cells: int = 100
     controls: int = 500
     depth: float = 5000.0
-    modality: Literal["CRISPRi", "CRISPRa", "drug"] = "CRISPRi"
+    modality: Literal["CRISPRi", "CRISPRa", "drug", "cytokine"] = "CRISPRi"
     doses: tuple[str, ...] = ()
     perturbations: tuple[str, ...] | None = None
     programs: int = 10
@@ -54,6 +54,11 @@ class SimulationSpec:
     dispersion: float = 0.3
     batches: int = 2
     batch_sigma: float = 0.1
+
+    @property
+    def perturbs_genes(self) -> bool:
+        """Whether targets are genes of the panel; compounds and cytokines (`CYTOKINE01`) are none."""
+        return self.modality.startswith("CRISPR")
 
     def problems(self) -> list[str]:
         """Everything that makes this specification impossible, as text."""
@@ -80,7 +85,7 @@ class SimulationSpec:
             found.append(f"contexts must be named and distinct, not {self.contexts}")
         found += _dose_problems(self)
         if self.perturbations is None:
-            if self.modality != "drug" and self.singles > self.genes // 2:
+            if self.perturbs_genes and self.singles > self.genes // 2:
                 found.append(
                     f"{self.singles} singles need at least {2 * self.singles} genes, not {self.genes}"
                 )
@@ -141,7 +146,7 @@ class Model:
         if problems:
             raise UsageError("this simulation is impossible: " + "; ".join(problems) + ".")
         targets = {t for name in self.perturbations for t in split_label(name)}
-        unknown = [] if self.spec.modality == "drug" else sorted(targets - set(self.genes))
+        unknown = sorted(targets - set(self.genes)) if self.spec.perturbs_genes else []
         if unknown:
             raise UsageError(
                 f"no simulated gene is called {unknown[0]!r}; they are {self.genes[0]} to {self.genes[-1]}."
@@ -173,7 +178,7 @@ class Model:
         """The perturbations, sorted: drawn among the better expressed half of the genes, or as given."""
         if self.spec.perturbations is not None:
             return tuple(sorted(set(self.spec.perturbations)))
-        if self.spec.modality == "drug":
+        if not self.spec.perturbs_genes:
             return self._dosed_compounds()
         expressed = np.argsort(-self._log_baseline, kind="stable")[: self.spec.genes // 2]
         chosen = self.stream("targets").permutation(expressed)[: self.spec.singles]
@@ -184,7 +189,7 @@ class Model:
 
     def _dosed_compounds(self) -> tuple[str, ...]:
         width = max(2, len(str(self.spec.singles)))
-        compounds = [f"DRUG{i:0{width}d}" for i in range(1, self.spec.singles + 1)]
+        compounds = [f"{self.spec.modality.upper()}{i:0{width}d}" for i in range(1, self.spec.singles + 1)]
         doses = sorted(self.spec.doses, key=lambda dose: _dose(f"X@{dose}") or 0.0)
         singles = [f"{name}@{dose}" for name in compounds for dose in doses] if doses else compounds
         highest = [f"{name}@{doses[-1]}" if doses else name for name in compounds]
@@ -286,7 +291,7 @@ class Model:
             (self.activity(target, context) for target in targets), np.zeros(self.spec.programs)
         )
         change = push @ self.loadings + sum((self.specific(t) for t in targets), np.zeros(self.spec.genes))
-        if self.spec.modality != "drug":
+        if self.spec.perturbs_genes:
             for target in targets:
                 change[self.position[target]] = self.direct(target)
         share = np.exp(_log_share(base + change))

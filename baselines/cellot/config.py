@@ -33,9 +33,10 @@ class CellotConfig(TrainingConfig):
     embedding, latent
         Where maps live: codes of an `autoencoder` shared by all perturbations, principal components (`pca`), both
         with `latent` dimensions, or the `genes` themselves (small feature sets only).
-    ae_epochs, ae_hidden, ae_layers, ae_dropout, ae_beta, ae_lr, ae_weight_decay, ae_halve_every
-        The autoencoder: epochs, width and number of hidden layers, dropout, weight of the squared codes, learning
-        rate, L2 penalty, iterations after which the rate is halved (0: never).
+    ae_epochs, ae_hidden, ae_layers, ae_center, ae_dropout, ae_beta, ae_lr, ae_weight_decay, ae_halve_every
+        The autoencoder: epochs, width and number of hidden layers, whether it sees expression minus the mean of the
+        training cells, dropout, weight of the squared codes, learning rate, L2 penalty, iterations after which the
+        rate is halved (0: never).
     scale_codes
         Multiply codes by one number so that control codes have a mean variance of 1.
     residual
@@ -82,6 +83,7 @@ class CellotConfig(TrainingConfig):
     ae_epochs: int = 20
     ae_hidden: int = 512
     ae_layers: int = 2
+    ae_center: bool = True
     ae_dropout: float = 0.0
     ae_beta: float = 0.0
     ae_lr: float = 1e-3

@@ -28,10 +28,11 @@ class Sizes:
 class CellotModule(nn.Module):
     """The embedding, `duel` (maps in training), and `best` (g of each map at its best validation).
 
-    Maps are those of the perturbations in order, then the pooled one. Buffers: `scale` of the codes, `ready` once
-    codes are fixed, `best_value` (`UNSET` before there is one) and `stale` of each map.
+    Maps are those of the perturbations in order, then the pooled one. Buffers: `center`, the profile that the embedding
+    sees as 0; `scale` of the codes; `ready` once codes are fixed; `best_value` (`UNSET` before there is one) and `stale` of each map.
     """
 
+    center: Tensor
     scale: Tensor
     ready: Tensor
     best_value: Tensor
@@ -61,6 +62,7 @@ class CellotModule(nn.Module):
         self.conditional = (
             ConditionalNets(config, dim, sizes.n_features, dtype=dtype) if sizes.n_features else None
         )
+        self.register_buffer("center", torch.zeros(sizes.n_genes, dtype=dtype))
         self.register_buffer("scale", torch.ones((), dtype=dtype))
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.register_buffer("best_value", torch.full((n_maps,), UNSET, dtype=torch.float64))
@@ -73,11 +75,11 @@ class CellotModule(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Scaled codes, (n, d), of log1p cells (n, G)."""
-        return self.embedding.encode(x) * self.scale
+        return self.embedding.encode(x - self.center) * self.scale
 
     def decode(self, codes: Tensor) -> Tensor:
         """Expression, (n, G), of scaled codes (n, d)."""
-        return self.embedding.decode(codes / self.scale)
+        return self.embedding.decode(codes / self.scale) + self.center
 
     @torch.no_grad()
     def keep(self, better: Tensor, values: Tensor) -> None:

@@ -74,6 +74,9 @@ class CellotTraining(Trainable):
         self._train_rows = torch.as_tensor(
             np.sort(np.concatenate([cells.train_rows, cells.control_rows])), device=placement.device
         )
+        if config.ae_center and config.embedding == "autoencoder":
+            mean, _ = cells.moments(self._train_rows.cpu().numpy())
+            module.center.copy_(torch.as_tensor(mean))
         self._held_out = np.flatnonzero(cells.held_out)
         self._contexts = (
             None
@@ -241,7 +244,7 @@ class CellotTraining(Trainable):
 
     def train_step(self, batch: Batch, optimizers: Stepper, position: Position) -> Logs:
         if batch.cells is not None:
-            x = self._x.rows(batch.cells.cpu().numpy())
+            x = self._x.rows(batch.cells.cpu().numpy()) - self.net.center
             codes = self.net.embedding.encode(x)
             rows = reconstruction_loss(x, self.net.embedding.decode(codes), codes, self.config.ae_beta)
             loss = rows.sum() / batch.n_whole
@@ -333,7 +336,7 @@ class CellotTraining(Trainable):
             return {}
         total = 0.0
         for start in range(0, len(self._held_out), ENCODED_CELLS):
-            x = self._x.rows(self._held_out[start : start + ENCODED_CELLS])
+            x = self._x.rows(self._held_out[start : start + ENCODED_CELLS]) - net.center
             codes = net.embedding.encode(x)
             total += float(
                 reconstruction_loss(x, net.embedding.decode(codes), codes, self.config.ae_beta).sum()
