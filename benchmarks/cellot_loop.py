@@ -1,7 +1,7 @@
 """The peer of the CellOT benchmarks: the published algorithm in plain torch modules, one map after the other.
 
-Upstream is no package that could be installed beside us; its networks, losses, optimizers and order of steps are written
-here as it has them, map gradients with a graph of their own, without its data loaders (which cost it about a fifth).
+Upstream is no package that could be installed beside us; its networks, losses, optimizers and order of steps are
+written here as it has them, map gradients with a graph of their own, without its data loaders (a fifth of its time).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class CellotModule(nn.Module):
     """The embedding, `duel` (maps in training), and `best` (g of each map at its best validation).
 
     Maps are those of the perturbations in order, then the pooled one. Buffers: `center`, the profile that the embedding
-    sees as 0; `scale` of the codes; `ready` once codes are fixed; `best_value` (`UNSET` before there is one) and `stale` of each map.
+    sees as 0; `scale` of the codes; `ready` once codes are fixed; of each map `best_value` (`UNSET` before there is
+    one) and `stale`, its validations without a better one.
     """
 
     center: Tensor
