@@ -209,7 +209,8 @@ def predict(
 ) -> None:
     """Predict with the run folder RUN: one absolute mean profile per (context, perturbation), or cells.
 
-    Cells are drawn from the control cells of --controls, by default those of the training file.
+    Cells are drawn from the control cells of --controls, by default those of the training file; models that predict
+    cells themselves (their card says so) turn each into a cell of their own.
     """
     from ..data_specs.atomic import check_output
     from ..submission.pack_inputs import PREDICTION_NAME
@@ -230,10 +231,15 @@ def predict(
         write_prediction(out, result, loaded, inputs=inputs, force=force)
     else:
         from .emit import training_file, write_cells
+        from .own_cells import write_own_cells
 
         source = controls or training_file(loaded)
-        reports = write_cells(out, result, loaded, controls=source, n_cells=cells, seed=seed, force=force)
-        summary["emission"] = [report.to_json() for report in reports]
+        if getattr(loaded.model, "has_cells", False):
+            write_own_cells(out, result, loaded, controls=source, n_cells=cells, seed=seed, force=force)
+            summary["cells"] = "the model's own"
+        else:
+            reports = write_cells(out, result, loaded, controls=source, n_cells=cells, seed=seed, force=force)
+            summary["emission"] = [report.to_json() for report in reports]
     if output_format == "json":
         echo_json(summary)
         return

@@ -26,6 +26,7 @@ from .training.config import TrainingConfig, preset_names, resolve_config
 from .training.data import CellData, Space
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
     import torch
     from torch import nn
 
@@ -67,11 +68,18 @@ class DeepModel(ABC, Generic[ConfigT]):
         Equal-weight mean of the training effects, float64, shape (G,): the fallback for targets without features.
     notes
         Decisions for the card, one sentence each.
+    space, columns
+        What `CellData.x` holds for this model, and what its own cells are; the obs columns that it reads beside. Both
+        may depend on the config.
+    has_cells
+        `predict --cells` writes what `cells` returns; otherwise cells are emitted from the mean profile.
     """
 
     Config: ClassVar[type[TrainingConfig]] = TrainingConfig
     info: ClassVar[BaselineInfo]
-    space: ClassVar[Space] = "log1p"
+    space: Space = "log1p"
+    columns: Sequence[str] = ()
+    has_cells: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT | None = None, *, features: FeatureSource | None = None):
         self.config: ConfigT = cast(ConfigT, self.Config()) if config is None else config
@@ -98,6 +106,16 @@ class DeepModel(ABC, Generic[ConfigT]):
 
         Effects are float64, shape (G,), in log1p space.
         """
+
+    def cells(
+        self, key: Key, controls: sp.csr_array, *, rng: np.random.Generator
+    ) -> sp.csr_array | np.ndarray:
+        """One predicted cell for each control cell of the row's context, shape (n, G), with `has_cells`.
+
+        `controls` are CSR, shape (n, G), in `space`, and so are the cells returned: no NaN, nothing negative. Called
+        for rows that `answers` does not refuse, never for control.
+        """
+        raise ModelError(f"{self.info.name} predicts no cells of its own.")
 
     def facts(self) -> dict[str, Any]:
         """JSON values that prediction needs beside weights and config."""
@@ -141,7 +159,7 @@ class DeepModel(ABC, Generic[ConfigT]):
     @property
     def n_parameters(self) -> int:
         """Trained numbers of the network."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        return sum(parameter.numel() for parameter in self.module.parameters() if parameter.requires_grad)
 
     def start(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,18 +24,20 @@ def load_cells(
     *,
     space: Space = "log1p",
     validation: str = "auto",
+    columns: Sequence[str] = (),
 ) -> CellData:
     """The cells of a standard file that training may see.
 
     Without a split every perturbation trains. `validation`: see `TrainingConfig.validation`; validation rows of a
-    split are left out unless they validate. Counts are normalised unless `space` is `counts`.
+    split are left out unless they validate. Counts are normalised unless `space` is `counts`. `columns` are further
+    obs columns that the model reads: `extras["columns"]` has (codes, categories) of each.
 
     Raises
     ------
     InvalidFile
         As `data.load_training_data`.
     UsageError
-        `space` is counts and the file holds log1p values.
+        `space` is counts and the file holds log1p values; no such column, or a cell without a value in it.
     """
     with H5ad(path) as file:
         rows = standard_rows(file)
@@ -73,6 +76,11 @@ def load_cells(
                 # Names alone: some models reserve a row for every target that may be asked for.
                 "labels": tuple(sorted({label for _, label in (*rows.keys, *(split.rows if split else ()))})),
                 "published": _published(file, used),
+                "columns": {name: _column(file, name, used) for name in columns},
+                # Sizes alone: some losses weigh conditions by all cells of the file.
+                "n_cells": dict(
+                    zip(rows.keys, np.bincount(rows.codes[rows.codes >= 0]).tolist(), strict=True)
+                ),
             },
             notes=tuple(notes),
         )
@@ -81,6 +89,17 @@ def load_cells(
 def _published(file: H5ad, used: np.ndarray) -> np.ndarray | None:
     """Code of the published label of each used cell, None where the file does not keep them."""
     return file.labels("label_source").codes[used] if "label_source" in file.obs_columns else None
+
+
+def _column(file: H5ad, name: str, used: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Codes and categories of an obs column of the used cells."""
+    if name not in file.obs_columns:
+        raise UsageError(f"{file.path}: no obs column {name!r}; there are {', '.join(file.obs_columns)}.")
+    labels = file.labels(name)
+    codes = labels.codes[used].astype(np.int64)
+    if (codes < 0).any():
+        raise UsageError(f"{file.path}: {int((codes < 0).sum())} cells have no value of {name!r}.")
+    return codes, tuple(str(value) for value in labels.categories)
 
 
 def _read(file: H5ad, used: np.ndarray, matrix: MatrixMeta) -> sp.csr_array:

@@ -106,7 +106,9 @@ def _prepare(
     chosen = split if split is None or isinstance(split, Split) else read_split(split)
     processes = start_processes(choose_device(device))
     _set_precision(model.config.tf32)
-    cells = load_cells(path, chosen, space=model.space, validation=model.config.validation)
+    cells = load_cells(
+        path, chosen, space=model.space, validation=model.config.validation, columns=model.columns
+    )
     data = cells.training_data if cells.space == "log1p" else load_training_data(path, chosen)
     with torch_generators(seed, "weights", device=processes.device):
         trainable = model.start(
@@ -256,6 +258,11 @@ def _finish(ready: _Prepared, result: FitResult, folder: Path) -> DeepTrainResul
             f"- weights of {chosen}, after {result.best_step:,} of {result.steps:,} optimizer steps "
             f"({result.epochs} epochs); stopped: {result.stopped}",
             f"- seed {ready.seed}, {ready.processes.size} process(es)",
+            *(
+                [f"- `predict --cells` writes the model's own cells ({model.space}), not emitted ones"]
+                if model.has_cells
+                else []
+            ),
         ],
         f"{model.n_parameters:,} trained numbers, trained in {result.train_s:.3g} s on {ready.processes.device}, "
         f"peak memory: {peak}.",

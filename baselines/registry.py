@@ -50,9 +50,17 @@ BASELINES: dict[str, tuple[str, str]] = {
 
 # Deep models: their classes import without torch, training and predicting with them needs it.
 DEEP: dict[str, tuple[str, str]] = {
+    "cellot": (
+        "vcbench.baselines.cellot.baseline:Cellot",
+        "CellOT: optimal transport maps of control cells",
+    ),
     "gears": (
         "vcbench.baselines.gears.baseline:Gears",
         "GEARS: graph network over gene and GO graphs",
+    ),
+    "cpa": (
+        "vcbench.baselines.cpa.baseline:Cpa",
+        "CPA: compositional perturbation autoencoder",
     ),
 }
 

@@ -82,18 +82,34 @@ def _gears(data: Path, split: Split, folder: Path, gmt: Path) -> list[str]:
     write_perfect(data, split, folder / "predictions" / "perfect.h5ad")
     files = {e.label: e.prediction for e in entries if e.prediction is not None}
     files["perfect"] = folder / "predictions" / "perfect.h5ad"
-    return _scored(files, data, split, folder) + _refusals(entries)
+    return _scored(files, data, split, folder) + refusals(entries)
 
 
 def _doubles(data: Path, splits: dict[str, Split], folder: Path, gmt: Path) -> list[str]:
     """One suite per held-out double; each model's predictions of its own held-out double are scored together."""
     folder.mkdir()
+    models = default_suite(features=True)
     per_double = {
-        double: run_suite(
-            data, split, folder / double, features=f"go:{gmt}", models=default_suite(features=True)
-        )
+        double: run_suite(data, split, folder / double, features=f"go:{gmt}", models=models)
         for double, split in splits.items()
     }
+    entries = merge_doubles(list(per_double.values()), folder / "predictions")
+    return score_doubles(entries, data, splits, folder) + refusals(entries)
+
+
+def merge_doubles(per_double: Sequence[Sequence[SuiteEntry]], folder: Path) -> list[SuiteEntry]:
+    """The entries of each model over all held-out doubles as one, predictions written below `folder`."""
+    folder.mkdir()
+    return [
+        _merge(parts[0].label, parts, folder / f"{parts[0].label}.h5ad")
+        for parts in zip(*per_double, strict=True)
+    ]
+
+
+def score_doubles(
+    entries: Sequence[SuiteEntry], data: Path, splits: dict[str, Split], folder: Path
+) -> list[str]:
+    """The leaderboards of merged entries and the perfect prediction, as Markdown lines."""
     tests = {key for split in splits.values() for key in split.keys("test")}
     first = next(iter(splits.values()))
     merged = Split(
@@ -101,16 +117,10 @@ def _doubles(data: Path, splits: dict[str, Split], folder: Path, gmt: Path) -> l
         {"scheme": "leave-one-double-out, merged for scoring", "doubles": sorted(splits)},
     )
     write_split(merged, folder / "merged.csv")
-    (folder / "predictions").mkdir()
-    files, entries = {}, []
-    for position, model in enumerate(default_suite(features=True)):
-        parts = [found[position] for found in per_double.values()]
-        entries.append(_merge(model.label, parts, folder / "predictions" / f"{model.label}.h5ad"))
-        if entries[-1].prediction is not None:
-            files[model.label] = entries[-1].prediction
-    write_perfect(data, merged, folder / "predictions" / "perfect.h5ad")
+    files = {entry.label: entry.prediction for entry in entries if entry.prediction is not None}
     files["perfect"] = folder / "predictions" / "perfect.h5ad"
-    return _scored(files, data, merged, folder) + _refusals(entries)
+    write_perfect(data, merged, files["perfect"])
+    return _scored(files, data, merged, folder)
 
 
 def _merge(label: str, parts: Sequence[SuiteEntry], out: Path) -> SuiteEntry:
@@ -175,7 +185,7 @@ def _markdown(board: Leaderboard) -> list[str]:
     return [*lines, ""]
 
 
-def _refusals(entries: Sequence[SuiteEntry]) -> list[str]:
+def refusals(entries: Sequence[SuiteEntry]) -> list[str]:
     lines = ["What was predicted, and why not:", ""]
     for entry in entries:
         text = (

@@ -255,13 +255,23 @@ def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]
 @click.option("--programs", type=int, default=10, show_default=True, help="Gene programs.")
 @click.option("--batches", type=int, default=2, show_default=True, help="Technical batches.")
 @click.option("--effect-scale", type=float, default=1.0, show_default=True, help="Size of the effects.")
+@click.option(
+    "--context-similarity",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="Correlation of an effect between contexts.",
+)
 @click.option("--knockdown", type=float, default=0.8, show_default=True, help="Expression lost by a target.")
 @click.option(
     "--modality",
-    type=click.Choice(["CRISPRi", "CRISPRa"]),
+    type=click.Choice(["CRISPRi", "CRISPRa", "drug", "cytokine"]),
     default="CRISPRi",
     show_default=True,
     help="Screen.",
+)
+@click.option(
+    "--doses", default="", callback=_names, metavar="DOSES", help="drug: doses of each compound, as 10nM,1uM."
 )
 @click.option("--gmt", default=None, metavar="OUT.gmt", help="Also write gene sets that follow the programs.")
 @seed_option

@@ -88,6 +88,27 @@ def parse_dose(part: str) -> tuple[str, float | None, str | None, float | None]:
     return unescape(name), dose, unit, hours
 
 
+_PREFIXES = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "m": 1e-3, "": 1.0}
+_BASE_UNITS = ("M", "g/ml", "g/l", "U/ml")
+
+
+def base_unit(unit: str) -> tuple[str, float]:
+    """The unprefixed unit of a dose unit and the factor to it; an unknown unit is its own base.
+
+    Examples
+    --------
+    >>> base_unit("nM"), base_unit("ug/mL"), base_unit("%")
+    (('M', 1e-09), ('g/ml', 1e-06), ('%', 1.0))
+    """
+    for base in _BASE_UNITS:
+        # A capital M is molar and mega is no unit of a dose, so only masses and volumes ignore case.
+        flags = re.IGNORECASE if "/" in base else 0
+        match = re.fullmatch(f"([pnuµμm]?){re.escape(base)}", unit, flags=flags)
+        if match:
+            return base, _PREFIXES[match[1].lower()]
+    return unit, 1.0
+
+
 @dataclass(frozen=True)
 class LabelRecipe:
     """How one file writes its labels.

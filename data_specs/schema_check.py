@@ -62,7 +62,7 @@ def _check(file: H5ad, block_bytes: int, on_rows: OnRows | None) -> list[Issue]:
     issues += _missing_columns(file, rows)
     present = set(file.obs_columns)
     if PERTURBATION in present:
-        issues += _labels(file, rows)
+        issues += _labels(file, rows, no_genes=meta is not None and meta.modality in ("drug", "cytokine"))
     if CONTEXT in present:
         issues += _contexts(file, rows)
     scan = scan_matrix(
@@ -107,7 +107,7 @@ def _missing_columns(file: H5ad, rows: str) -> list[Issue]:
     ]
 
 
-def _labels(file: H5ad, rows: str) -> list[Issue]:
+def _labels(file: H5ad, rows: str, *, no_genes: bool) -> list[Issue]:
     labels = file.labels(PERTURBATION)
     issues = []
     n_missing = int((labels.codes < 0).sum())
@@ -124,7 +124,7 @@ def _labels(file: H5ad, rows: str) -> list[Issue]:
     if unused:
         expected = "only categories that occur"
         issues.append(_issue("W613", file, "obs/perturbation", found=first_of(unused), expected=expected))
-    issues += _unmeasured(file, labels)
+    issues += [] if no_genes else _unmeasured(file, labels)
     if rows == "cell":
         issues += _derived_columns(file, labels)
     return issues

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from .atomic import check_output, write_text
 from .h5ad_write import write_h5ad_dense, write_h5ad_stream
-from .labels import CONTROL, split_label
+from .labels import CONTROL, parse_dose, split_label
 from .matrix_scan import OnRows
 from .normalize import median_total
 from .simulate_model import Model, SimulationSpec
@@ -127,6 +127,11 @@ def _write_cells(model: Model, out: Path, target_sum: float, on_rows: OnRows | N
         "batch": batch_column,
         "total_counts": totals,
     }
+    if model.spec.modality == "drug":
+        parsed = [parse_dose(name) if "+" not in name else (name, None, None, None) for _, name in groups]
+        doses = [np.nan if dose is None else dose for _, dose, _, _ in parsed]
+        obs["dose"] = np.repeat(np.array(doses), sizes)
+        obs["dose_unit"] = np.repeat(np.array([unit or "" for _, _, unit, _ in parsed], dtype=object), sizes)
     obs_names = [f"{c}-{p}-{i + 1}" for (c, p), n in zip(groups, sizes, strict=True) for i in range(n)]
     targets = {target for name in model.perturbations for target in split_label(name)}
     extra = {"simulation": json.dumps({"seed": model.seed, **asdict(model.spec)}, sort_keys=True)}

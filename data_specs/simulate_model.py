@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from .errors import UsageError
-from .labels import CONTROL, is_canonical, join_targets, split_label
+from .labels import CONTROL, base_unit, is_canonical, join_targets, parse_dose, split_label
 
 CELL_CHUNK = 256
 
@@ -41,7 +41,8 @@ class SimulationSpec:
     cells: int = 100
     controls: int = 500
     depth: float = 5000.0
-    modality: Literal["CRISPRi", "CRISPRa"] = "CRISPRi"
+    modality: Literal["CRISPRi", "CRISPRa", "drug", "cytokine"] = "CRISPRi"
+    doses: tuple[str, ...] = ()
     perturbations: tuple[str, ...] | None = None
     programs: int = 10
     effect_scale: float = 1.0
@@ -57,6 +58,11 @@ class SimulationSpec:
     batch_sigma: float = 0.1
     strength_sigma: float = 0.5
     specific_scale: float = 1.0
+
+    @property
+    def perturbs_genes(self) -> bool:
+        """Whether targets are genes of the panel; compounds and cytokines (`CYTOKINE01`) are none."""
+        return self.modality.startswith("CRISPR")
 
     def problems(self) -> list[str]:
         """Everything that makes this specification impossible, as text."""
@@ -84,8 +90,9 @@ class SimulationSpec:
             found.append("knockdown must be below 1: a silent target has no log fold change")
         if not self.contexts or len(set(self.contexts)) < len(self.contexts) or not all(self.contexts):
             found.append(f"contexts must be named and distinct, not {self.contexts}")
+        found += _dose_problems(self)
         if self.perturbations is None:
-            if self.singles > self.genes // 2:
+            if self.perturbs_genes and self.singles > self.genes // 2:
                 found.append(
                     f"{self.singles} singles need at least {2 * self.singles} genes, not {self.genes}"
                 )
@@ -96,6 +103,20 @@ class SimulationSpec:
             if odd:
                 found.append(f"perturbations must be canonical labels other than control; {odd[0]!r} is not")
         return found
+
+
+def _dose_problems(spec: SimulationSpec) -> list[str]:
+    if spec.modality != "drug":
+        return ["doses belong to modality drug"] if spec.doses else []
+    parsed = [parse_dose(f"X@{dose}") for dose in spec.doses]
+    found = []
+    if any(value is None or value <= 0 for _, value, _, _ in parsed):
+        found.append(f"doses must be positive numbers with a unit, such as 10nM, not {spec.doses}")
+    elif len({base_unit(str(unit))[0] for _, _, unit, _ in parsed}) > 1:
+        found.append(f"doses must share a unit, not {spec.doses}")
+    if len(set(spec.doses)) < len(spec.doses):
+        found.append(f"doses must be distinct, not {spec.doses}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,8 @@ class Model:
         problems = self.spec.problems()
         if problems:
             raise UsageError("this simulation is impossible: " + "; ".join(problems) + ".")
-        unknown = sorted({t for name in self.perturbations for t in split_label(name)} - set(self.genes))
+        targets = {t for name in self.perturbations for t in split_label(name)}
+        unknown = sorted(targets - set(self.genes)) if self.spec.perturbs_genes else []
         if unknown:
             raise UsageError(
                 f"no simulated gene is called {unknown[0]!r}; they are {self.genes[0]} to {self.genes[-1]}."
@@ -163,12 +185,34 @@ class Model:
         """The perturbations, sorted: drawn among the better expressed half of the genes, or as given."""
         if self.spec.perturbations is not None:
             return tuple(sorted(set(self.spec.perturbations)))
+        if not self.spec.perturbs_genes:
+            return self._dosed_compounds()
         expressed = np.argsort(-self._log_baseline, kind="stable")[: self.spec.genes // 2]
         chosen = self.stream("targets").permutation(expressed)[: self.spec.singles]
         singles = [self.genes[i] for i in chosen]
         pairs = [join_targets((a, b)) for i, a in enumerate(singles) for b in singles[:i]]
         drawn = self.stream("doubles").permutation(len(pairs))[: self.spec.doubles]
         return tuple(sorted([*singles, *(pairs[i] for i in drawn)]))
+
+    def _dosed_compounds(self) -> tuple[str, ...]:
+        width = max(2, len(str(self.spec.singles)))
+        compounds = [f"{self.spec.modality.upper()}{i:0{width}d}" for i in range(1, self.spec.singles + 1)]
+        doses = sorted(self.spec.doses, key=lambda dose: _dose(f"X@{dose}") or 0.0)
+        singles = [f"{name}@{dose}" for name in compounds for dose in doses] if doses else compounds
+        highest = [f"{name}@{doses[-1]}" if doses else name for name in compounds]
+        pairs = [join_targets((a, b)) for i, a in enumerate(highest) for b in highest[:i]]
+        drawn = self.stream("doubles").permutation(len(pairs))[: self.spec.doubles]
+        return tuple(sorted([*singles, *(pairs[i] for i in drawn)]))
+
+    def potency(self, target: str) -> float:
+        """The share of its full effect that a target has at the dose of its label; 1 without a dose."""
+        dose = _dose(target)
+        known = [value for text in self.spec.doses if (value := _dose(f"X@{text}"))]
+        if dose is None:
+            return 1.0
+        middle = float(np.exp(np.mean(np.log(known or [dose]))))
+        half = middle * float(np.exp(self.stream("potency", _name(target)).normal(0.0, 1.0)))
+        return dose / (dose + half)
 
     @cached_property
     def _log_baseline(self) -> np.ndarray:
@@ -202,17 +246,18 @@ class Model:
         return out
 
     def activity(self, target: str, context: str) -> np.ndarray:
-        """The push of a target on every program in one context."""
-        shared, similarity = self.shared_activity(target), self.spec.context_similarity
-        own = np.abs(shared) * self.stream("activity", target, context).normal(0.0, 1.0, self.spec.programs)
-        return similarity * shared + np.sqrt(1 - similarity**2) * own
+        """The push of a target, at its dose, on every program in one context."""
+        name, similarity = _name(target), self.spec.context_similarity
+        shared = self.shared_activity(name)
+        own = np.abs(shared) * self.stream("activity", name, context).normal(0.0, 1.0, self.spec.programs)
+        return self.potency(target) * (similarity * shared + np.sqrt(1 - similarity**2) * own)
 
     def specific(self, target: str) -> np.ndarray:
         """Log fold changes of a target that no program explains: about one gene in a hundred."""
-        rng = self.stream("specific", target)
+        rng = self.stream("specific", _name(target))
         hit = rng.random(self.spec.genes) < 0.01
         scale = 0.5 * self.spec.effect_scale * self.spec.specific_scale
-        return np.where(hit, rng.normal(0.0, scale, self.spec.genes), 0.0)
+        return self.potency(target) * np.where(hit, rng.normal(0.0, scale, self.spec.genes), 0.0)
 
     def direct(self, target: str) -> float:
         """The log fold change of a target's own gene in a cell that did not escape."""
@@ -253,8 +298,9 @@ class Model:
             (self.activity(target, context) for target in targets), np.zeros(self.spec.programs)
         )
         change = push @ self.loadings + sum((self.specific(t) for t in targets), np.zeros(self.spec.genes))
-        for target in targets:
-            change[self.position[target]] = self.direct(target)
+        if self.spec.perturbs_genes:
+            for target in targets:
+                change[self.position[target]] = self.direct(target)
         share = np.exp(_log_share(base + change))
         escape = self.spec.escape if targets else 0.0
         expected = (1 - escape) * share + escape * np.exp(base)
@@ -284,6 +330,17 @@ class Model:
                 rate *= rng.standard_gamma(1 / dispersion, rate.shape) * dispersion
             yield rng.poisson(rate).astype(np.float32), batch
             n_left -= n
+
+
+def _name(target: str) -> str:
+    """A target without its dose."""
+    return target.split("@")[0]
+
+
+def _dose(target: str) -> float | None:
+    """The dose of a target in the base unit, None without one."""
+    _, dose, unit, _ = parse_dose(target)
+    return None if dose is None or unit is None else dose * base_unit(unit)[1]
 
 
 def _log_share(values: np.ndarray) -> np.ndarray:

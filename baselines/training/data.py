@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import scipy.sparse as sp
 
 from ...data_specs.errors import ModelError, ShapeError
 from ...data_specs.labels import CONTROL
+from ...data_specs.normalize import to_log1p
+from ...data_specs.standard import MatrixMeta
 from ..base import Key, TrainingData
 
 Space = Literal["log1p", "counts"]
@@ -130,6 +132,15 @@ class CellData:
     def control_means(self) -> dict[str, np.ndarray]:
         """Mean control profile of each context, float64, shape (G,)."""
         return {context: mean for context, (mean, _, _) in self.control_moments.items()}
+
+    @cached_property
+    def log1p(self) -> CellData:
+        """The same cells in log1p space; a float32 copy of the values of counts."""
+        if self.space == "log1p":
+            return self
+        x = to_log1p(self.x, MatrixMeta("counts", self.target_sum))
+        values = sp.csr_array((x.data.astype(np.float32), self.x.indices, self.x.indptr), shape=self.x.shape)
+        return replace(self, x=values, space="log1p")
 
     @cached_property
     def training_data(self) -> TrainingData:

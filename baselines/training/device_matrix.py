@@ -61,6 +61,10 @@ class DeviceMatrix:
 
     def rows(self, rows: np.ndarray) -> torch.Tensor:
         """Dense rows, shape (len(rows), G), on the device in the placement's dtype. A row may occur repeatedly."""
+        return self.stored_rows(rows)[0]
+
+    def stored_rows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Dense rows as in `rows`, and the flat positions of their stored entries, int64, in stored order."""
         device, dtype = self.placement.device, self.placement.dtype
         starts = self._bounds[rows]
         counts = self._bounds[rows + 1] - starts
@@ -77,7 +81,7 @@ class DeviceMatrix:
         target = _send(spread[1] + self._columns[at], device)
         out = torch.zeros(len(rows) * self.n_columns, dtype=dtype, device=device)
         out[target] = values.to(dtype)
-        return out.view(len(rows), self.n_columns)
+        return out.view(len(rows), self.n_columns), target
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

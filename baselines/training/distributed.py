@@ -97,10 +97,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        # The loss is the sum of all processes' shares, and every share depends on this process's term.
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        # The loss is the sum of all processes' shares, and every share depends on this process's term. The same
+        # function again, so that gradients can themselves be differentiated.
+        return _SumOverProcesses.apply(grads[0])  # type: ignore[return-value]
 
 
 def sum_over_processes(x: torch.Tensor) -> torch.Tensor:

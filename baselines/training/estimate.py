@@ -79,7 +79,8 @@ def estimate(
             passes = plan.passes(order, step % plan.n_steps, processes.rank)
             for i, rows in enumerate(passes.own):
                 part = Part(rows, passes.whole)
-                position = Position(0, 0, part.share, i == 0, i == len(passes.own) - 1)
+                last = i == len(passes.own) - 1
+                position = Position(step, 0, part.share, i == 0, last, step % plan.n_steps)
                 optimizers.start_pass(position, 1.0)
                 with autocast(config, device):
                     model.train_step(model.batch(part), optimizers, position)

@@ -231,7 +231,9 @@ class _Run:
         factor = rate_factor(config, step=state.step, epoch=state.epoch, n_steps=self.n_steps)
         for i, rows in enumerate(passes.own):
             part = Part(rows, passes.whole)
-            position = Position(state.step, state.epoch, part.share, i == 0, i == len(passes.own) - 1)
+            position = Position(
+                state.step, state.epoch, part.share, i == 0, i == len(passes.own) - 1, state.step_in_epoch
+            )
             self.optimizers.start_pass(position, factor)
             with autocast(self.config, self.processes.device):
                 logs = self.model.train_step(self.model.batch(part), self.optimizers, position)

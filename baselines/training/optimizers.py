@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,25 +83,33 @@ class Optimizers:
         """The learning rate of the first group of the first optimizer."""
         return float(next(iter(self.table.values())).param_groups[0]["lr"])
 
-    def update(self, name: str, loss: torch.Tensor, *, retain_graph: bool = False) -> None:
+    def update(self, name: str | Sequence[str], loss: torch.Tensor, *, retain_graph: bool = False) -> None:
         """See `protocol.Stepper.update`. `retain_graph` keeps the graph for another loss of the same pass."""
-        trained = [p for p in self._parameters[name] if p.requires_grad]
-        loss.backward(inputs=trained if len(self.table) > 1 else None, retain_graph=retain_graph)
+        names = (name,) if isinstance(name, str) else tuple(name)
+        trained = {key: [p for p in self._parameters[key] if p.requires_grad] for key in names}
+        every = [p for parameters in trained.values() for p in parameters]
+        loss.backward(inputs=every if len(self.table) > len(names) else None, retain_graph=retain_graph)
         self._bad = self._bad | ~torch.isfinite(loss.detach()).all()
         if not self._position.last_pass:
             return
-        sum_gradients(trained)
-        gradients = [p.grad for p in trained if p.grad is not None]
-        if gradients:
-            norm = nn.utils.get_total_norm(gradients)
-            self._bad = self._bad | ~torch.isfinite(norm)
-            if self.config.clip == "norm":
-                nn.utils.clip_grads_with_norm_(trained, self.config.clip_at, norm)
-            elif self.config.clip == "value":
-                nn.utils.clip_grad_value_(trained, self.config.clip_at)
+        sum_gradients(every)
+        for parameters in trained.values():
+            self._clip(parameters)
         self._settle()
-        self.table[name].step()
-        self.table[name].zero_grad(set_to_none=True)
+        for key in names:
+            self.table[key].step()
+            self.table[key].zero_grad(set_to_none=True)
+
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        norm = nn.utils.get_total_norm(gradients)
+        self._bad = self._bad | ~torch.isfinite(norm)
+        if self.config.clip == "norm":
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_at, norm)
+        elif self.config.clip == "value":
+            nn.utils.clip_grad_value_(parameters, self.config.clip_at)
 
     def _settle(self) -> None:
         bad = any_process(self._bad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -44,6 +44,8 @@ class Part:
 class Position:
     """Where training stands. Steps and epochs count from 0; `share` is that of the current `Part`.
 
+    `step_in_epoch` counts the epoch's optimizer steps from 0.
+
     `first_pass` and `last_pass` tell whether this is the step's first and last forward pass (both, without
     accumulation).
     """
@@ -53,15 +55,17 @@ class Position:
     share: float = 1.0
     first_pass: bool = True
     last_pass: bool = True
+    step_in_epoch: int = 0
 
 
 class Stepper(Protocol):
     """The optimizers of a model, as `train_step` sees them."""
 
-    def update(self, name: str, loss: torch.Tensor) -> None:
+    def update(self, name: str | Sequence[str], loss: torch.Tensor) -> None:
         """Add the gradient of `loss`, this pass's share of the step's loss, to the parameters of optimizer `name`.
 
-        On the step's last pass: sums gradients over processes, clips, steps and clears them.
+        Several names share one backward pass. On the step's last pass: for each optimizer, sums gradients over
+        processes, clips, steps and clears them.
         """
         ...
 

@@ -86,6 +86,10 @@ def score_core(
         from .gears_rows import gears_rows
 
         rows: Iterator[Any] = gears_rows(pair, bulks, predicted, de, options)
+    elif family == "cellot":
+        from .cellot_rows import cellot_rows
+
+        rows = cellot_rows(pair, bulks, predicted, de, parameters, options, profile.metrics)
     else:
         needs = frozenset[str]().union(*(spec.needs for spec in specs))
         rows = _core_rows(pair, bulks, predicted, de, needs, parameters, options)

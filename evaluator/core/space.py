@@ -35,7 +35,7 @@ class CellSpace:
         codes = side.select(keys)
         parts: list[list[np.ndarray]] = [[] for _ in keys]
         offset = self.mean @ self.axes
-        for start, rows in _log1p_rows(side, block_bytes):
+        for start, rows in log1p_rows(side, block_bytes):
             part = codes[start : start + rows.shape[0]]
             wanted = np.flatnonzero(part >= 0)
             if not len(wanted):
@@ -115,7 +115,7 @@ def _subspace_iteration(side: Side, n_rows: int, n_components: int, seed: int, b
     return CellSpace(mean, basis @ vectors[:, ::-1][:, :n_components])
 
 
-def _log1p_rows(side: Side, block_bytes: int) -> Iterator[tuple[int, Any]]:
+def log1p_rows(side: Side, block_bytes: int) -> Iterator[tuple[int, Any]]:
     """(first row, CSR rows) of a side in log1p space, genes in sorted order."""
     back = np.empty(len(side.columns), dtype=np.int32)
     back[side.columns] = np.arange(len(side.columns), dtype=np.int32)
@@ -130,7 +130,7 @@ def _labelled_chunks(side: Side, block_bytes: int) -> Iterator[Any]:
     """Labelled rows as CSR in fixed chunks of CHUNK_ROWS, so that sums do not depend on the blocks."""
     held: list[Any] = []
     n_held = 0
-    for start, rows in _log1p_rows(side, block_bytes):
+    for start, rows in log1p_rows(side, block_bytes):
         rows = rows[np.flatnonzero(side.codes[start : start + rows.shape[0]] >= 0)]
         held.append(rows)
         n_held += rows.shape[0]
@@ -151,7 +151,7 @@ def cells_of_genes(
     """For each key its cells' log1p values of the key's own genes, float64, shape (n_cells, len(genes[i]))."""
     codes = side.select(keys)
     parts: list[list[np.ndarray]] = [[] for _ in keys]
-    for start, rows in _log1p_rows(side, block_bytes):
+    for start, rows in log1p_rows(side, block_bytes):
         part = codes[start : start + rows.shape[0]]
         for key in np.unique(part[part >= 0]):
             parts[key].append(rows[np.flatnonzero(part == key)][:, genes[key]].toarray())

@@ -133,7 +133,15 @@ def _cost(x: np.ndarray, y: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _transport(cost: np.ndarray, epsilon: float, *, symmetric: bool) -> float | None:
-    """Dual value of entropic transport between uniform weights; None when it does not settle.
+    """Dual value of entropic transport between uniform weights; None when it does not settle."""
+    found = _transport_potentials(cost, epsilon, symmetric=symmetric)
+    return None if found is None else found[0]
+
+
+def _transport_potentials(
+    cost: np.ndarray, epsilon: float, *, symmetric: bool
+) -> tuple[float, np.ndarray] | None:
+    """Dual value and row potentials of entropic transport between uniform weights; None when it does not settle.
 
     Log-domain updates, annealed from the largest cost: averaged for a cloud against itself, over-relaxed alternating
     ones otherwise. The value is taken at a pair of potentials of which one meets its weights exactly, so it is a
@@ -153,7 +161,7 @@ def _transport(cost: np.ndarray, epsilon: float, *, symmetric: bool) -> float | 
         best_f = _row_update(cost, g, epsilon)
         before, value = value, float(best_f.mean() + _row_update(cost.T, best_f, epsilon).mean())
         if abs(value - before) < _SINKHORN_TOLERANCE:
-            return value
+            return value, best_f
     return None
 
 

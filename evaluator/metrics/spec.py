@@ -13,6 +13,7 @@ from ...data_specs.errors import UnknownName
 FAMILIES: dict[str, tuple[str, ...]] = {
     "core": ("expression", "differential", "distribution"),
     "gears": ("gears",),
+    "cellot": ("cellot",),
     "celleval": ("celleval",),
     "vcc2026": ("vcc2026",),
 }

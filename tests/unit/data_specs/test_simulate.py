@@ -194,3 +194,12 @@ def test_outputs_are_checked_before_work(tmp_path):
     with pytest.raises(OutputError, match=r"s\.truth\.h5ad"):
         simulate_dataset(tmp_path / "s.h5ad", SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["s.truth.h5ad"]
+
+
+def test_cytokines_are_no_genes_and_act_on_every_cell_type(tmp_path):
+    spec = SimulationSpec(genes=60, singles=2, doubles=0, contexts=("B", "NK"), cells=5, modality="cytokine")
+    truth = simulate_dataset(tmp_path / "sim.h5ad", spec, 3)
+    assert {name for _, name in truth.keys} == {"CYTOKINE01", "CYTOKINE02"}
+    assert not [issue for issue in check_standard(tmp_path / "sim.h5ad") if issue.severity == "error"]
+    b, nk = (truth.log_fold_change(context, "CYTOKINE01") for context in ("B", "NK"))
+    assert np.corrcoef(b, nk)[0, 1] > 0.3 and np.abs(b - nk).max() > 0.01

@@ -240,3 +240,50 @@ def test_deep_models_are_explained_without_training(monkeypatch):
         and found["presets"] == []
     )
     assert "mock" in registry.names() and "mock" not in registry.simple_names() and registry.is_deep("mock")
+
+
+@needs_torch
+def test_own_cells_start_from_control_cells(trained, files, tmp_path, monkeypatch):
+    from mock_deep import MockDeep
+
+    def doubled(self, key, controls, *, rng):
+        return controls.toarray() * 2 if key[1] == "G000+G002" else controls
+
+    arguments = ["predict", str(trained), "--cells", "30", "--seed", "3", "-o"]
+    assert run(cli, [*arguments, str(tmp_path / "emitted.h5ad")]) == 0
+    monkeypatch.setattr(MockDeep, "has_cells", True)
+    with pytest.raises(ModelError, match="no cells of its own"):
+        MockDeep().cells(("A", "G000"), None, rng=None)
+    monkeypatch.setattr(MockDeep, "cells", doubled)
+    assert run(cli, [*arguments, str(tmp_path / "own.h5ad")]) == 0
+    own = ad.read_h5ad(tmp_path / "own.h5ad")
+    assert own.uns["vcbench"]["matrix"]["kind"] == "log1p"
+    data = ad.read_h5ad(files[1])
+    pool = data.X[((data.obs["perturbation"] == "control") & (data.obs["context"] == "A")).to_numpy()]
+    counts = pool.toarray()
+    logged = np.log1p(counts / counts.sum(axis=1, keepdims=True) * own.uns["vcbench"]["matrix"]["target_sum"])
+    found = own.X[(own.obs["context"] == "A").to_numpy()].toarray() / 2
+    # 30 cells from a smaller pool: every control cell once before any comes again.
+    nearest = np.abs(found[:, None] - logged[None]).max(axis=2)
+    assert nearest.min(axis=1).max() < 1e-6
+    uses = np.bincount(nearest.argmin(axis=1), minlength=len(logged))
+    assert uses.max() - uses.min() <= 1
+
+    # Other genes: those of the run are replaced, new ones keep the control cell's value.
+    other = standard_h5ad(tmp_path / "other.h5ad", contexts=("A", "B"), perturbations=LABELS, seed=5)
+    changed = ad.read_h5ad(other)
+    changed.var_names = ["NEW", *changed.var_names[1:]]
+    changed.write_h5ad(tmp_path / "renamed.h5ad")
+    arguments += [str(tmp_path / "moved.h5ad"), "--controls", str(tmp_path / "renamed.h5ad")]
+    assert run(cli, arguments) == 0
+    moved = ad.read_h5ad(tmp_path / "moved.h5ad")
+    assert list(moved.var_names) == ["NEW", *GENES[1:]]
+    ratio = moved.X.toarray()
+    controls = changed.X[
+        ((changed.obs["perturbation"] == "control") & (changed.obs["context"] == "A")).to_numpy()
+    ]
+    dense = controls.toarray()
+    logged = np.log1p(dense / dense.sum(axis=1, keepdims=True) * moved.uns["vcbench"]["matrix"]["target_sum"])
+    expected = np.concatenate([logged[:, :1], 2 * logged[:, 1:]], axis=1)
+    first = ratio[(moved.obs["context"] == "A").to_numpy()]
+    assert np.abs(first[:, None] - expected[None]).max(axis=2).min(axis=1).max() < 1e-6
