@@ -54,6 +54,10 @@ DEEP: dict[str, tuple[str, str]] = {
         "vcbench.baselines.gears.baseline:Gears",
         "GEARS: graph network over gene and GO graphs",
     ),
+    "scgpt": (
+        "vcbench.baselines.scgpt.baseline:ScGPT",
+        "scGPT: transformer over gene tokens, from scratch or from a checkpoint",
+    ),
 }
 
 
