@@ -53,7 +53,9 @@ class Predictor:
         """
         parts = [self._pass(block, place, groups) for block, groups in self._blocks(x, place, label)]
         return (
-            torch.cat(parts) if parts else torch.zeros((0, n_columns(x)), dtype=self.dtype, device=self.device)
+            torch.cat(parts)
+            if parts
+            else torch.zeros((0, n_columns(x)), dtype=self.dtype, device=self.device)
         )
 
     def mean(self, x: sp.csr_array, place: Place, *, label: str = "") -> np.ndarray:
@@ -159,7 +161,7 @@ def expressed_genes(x: sp.csr_array, row: int, modelled: np.ndarray, forced: np.
 
 def mean_rows(x: sp.csr_array) -> np.ndarray:
     """Column means, float64."""
-    return np.asarray(x.sum(axis=0, dtype=np.float64)).ravel() / n_rows(x)
+    return np.asarray(x.astype(np.float64).sum(axis=0)).ravel() / n_rows(x)
 
 
 def n_rows(x: sp.csr_array) -> int:
