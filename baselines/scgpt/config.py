@@ -126,7 +126,6 @@ class ScGPTConfig(TrainingConfig):
     epochs: int = 30
     warmup: int = 100
     clip: Literal["none", "norm", "value"] = "norm"
-    patience: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
