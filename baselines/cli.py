@@ -188,6 +188,9 @@ def _estimate_deep(
 @click.option(
     "--all", "everything", is_flag=True, help="Every row of the split (of training without a split)."
 )
+@click.option(
+    "--device", type=_DEVICES, default="cpu", show_default=True, help="Where a deep model predicts."
+)
 @force_option
 @quiet_option
 @format_option
@@ -202,6 +205,7 @@ def predict(
     everything: bool,
     cells: int | None,
     seed: int,
+    device: str,
     force: bool,
     quiet: bool,
     output_format: str,
@@ -217,7 +221,7 @@ def predict(
     from .predict import predict as run_prediction
     from .run_folder import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, device=device)
     out = out or str(run / PREDICTION_NAME)
     inputs = [path for path in (controls, perturbations) if path is not None]
     check_output(out, inputs=inputs, force=force)
