@@ -257,6 +257,30 @@ def predict(
         note(text, quiet=quiet)
 
 
+@click.command(
+    epilog="Example: vcbench features run -o genes.tsv; vcbench train ridge data.h5ad --features genes.tsv"
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--like", type=click.Path(path_type=Path), help="Keep the genes and targets of this standard file."
+)
+@force_option
+@format_option
+@out_option(help="The .tsv, .csv or .parquet table to write.")
+def features(source: Path, like: Path | None, force: bool, output_format: str, out: str) -> None:
+    """Write the gene embeddings of SOURCE, a run folder or an scGPT checkpoint folder, as a feature table."""
+    from .feature_export import embedding_table, names_in, only, write_feature_table
+
+    table = embedding_table(source)
+    if like is not None:
+        table = only(table, names_in(like))
+    write_feature_table(out, table, inputs=[] if like is None else [like], force=force)
+    if output_format == "json":
+        echo_json({"out": out, "n_genes": len(table.names), "n_dims": table.n_dims})
+        return
+    click.echo(f"{out}: {len(table.names):,} genes, {table.n_dims} dimensions")
+
+
 @click.command(epilog="Example: vcbench perfect data.h5ad --split split.csv -o perfect.h5ad")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--split", required=True, type=click.Path(path_type=Path), help="Split CSV with test rows.")

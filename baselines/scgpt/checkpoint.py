@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...data_specs.errors import ModelError
-from ..features import file_sha256
+from ..features import FeatureTable, file_sha256
 from .config import ScGPTConfig
 from .model import TransformerGenerator
 from .vocabulary import GeneTokens, Vocabulary, read_vocabulary
@@ -308,6 +308,16 @@ def _copy_rows(target: Tensor, source: Tensor, own: Vocabulary, theirs: Vocabula
     here = np.flatnonzero(at >= 0)
     target[torch.as_tensor(here, device=target.device)] = source[torch.as_tensor(at[here])].to(target)
     return len(here)
+
+
+def checkpoint_embeddings(checkpoint: Checkpoint) -> FeatureTable:
+    """Token vectors of a checkpoint after its layer norm, special tokens left out; float64, shape (n, D)."""
+    state, tokens = checkpoint.state, checkpoint.vocabulary.tokens
+    width = (checkpoint.sizes["d_model"],)
+    norm = (state["encoder.enc_norm.weight"], state["encoder.enc_norm.bias"])
+    genes = [i for i, token in enumerate(tokens) if not token.startswith("<")]
+    found = torch.nn.functional.layer_norm(state[EMBEDDING][genes], width, *norm)
+    return FeatureTable(np.array([tokens[i] for i in genes]), found.double().numpy())
 
 
 def write_checkpoint(
