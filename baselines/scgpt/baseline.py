@@ -41,7 +41,7 @@ class ScGPT(DeepModel[ScGPTConfig]):
     Config = ScGPTConfig
     info = BaselineInfo(
         name="scgpt",
-        title="scGPT: transformer over gene tokens, fine-tuned on perturbations",
+        title="scGPT: transformer over gene tokens, from scratch or from a checkpoint",
         paper="Cui et al. 2024",
         needs_gpu=False,
         unseen_targets=True,
