@@ -88,8 +88,8 @@ def write_feature_table(
         if target.suffix == ".parquet":
             import pandas as pd
 
-            frame = pd.DataFrame(values, columns=columns)
-            frame.insert(0, "gene", [str(name) for name in table.names])
+            frame = pd.DataFrame(values, columns=pd.Index(columns))
+            frame.insert(0, "gene", table.names.astype(str))
             try:
                 frame.to_parquet(part, index=False)
             except ImportError as error:

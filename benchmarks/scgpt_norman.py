@@ -181,9 +181,9 @@ def report(
         f"Measured {time.strftime('%Y-%m-%d')} with vcbench {version('vcbench')}, torch {version('torch')}: GEARS "
         f"simulation split, seed 1, {len(split.keys('train'))} training and {len(split.keys('test'))} test rows; 32 "
         f"wide, 2 layers, {args.epochs} epochs, {SETTINGS['max_seq_len']} genes per step, "
-        f"{time.perf_counter() - start:.0f} s in all. Edition core, mean effects, every entry packed and validated. 30 of "
-        "the 31 targets are not among the 500 genes, so that a target without features and training cells falls back to "
-        "the mean effect; the checkpoint is synthetic (random weights).",
+        f"{time.perf_counter() - start:.0f} s in all. Edition core, mean effects, every entry packed and validated. "
+        "30 of the 31 targets are not among the 500 genes, so that a target without features and training cells falls "
+        "back to the mean effect; the checkpoint is synthetic (random weights).",
         "",
         *boards,
         "What was trained:",

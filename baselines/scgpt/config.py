@@ -73,9 +73,9 @@ class ScGPTConfig(TrainingConfig):
         First transformer layers that do not train.
     activation_checkpointing
         Recompute each layer in the backward pass: a third of the memory, a third more time.
-    inference
+    inference, partitions
         `full`: all genes in one sequence; `chunked`: random groups of at most `max_seq_len` genes, perturbed genes in
-        each, averaged over `partitions`.
+        each, averaged over so many partitions of the genes.
     pool_size
         Control cells of each context that predictions average over; 0 takes all.
     effect
