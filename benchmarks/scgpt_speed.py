@@ -133,7 +133,7 @@ def ours(args: argparse.Namespace):
     net = TransformerGenerator(config, args.tokens, args.tokens - 3).to(args.device)
     if args.compile:
         net.compile()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=args.device == "cuda")
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=ScGPTConfig.fused)
     genes, values, flags, target = invented(args)
     low = args.side == "ours bf16"
 

@@ -95,6 +95,7 @@ class ScGPT(DeepModel[ScGPTConfig]):
             oov=config.oov,
             unmeasured=config.unmeasured_target,
             aliases=read_aliases(Path(config.aliases)) if config.aliases else None,
+            whole=config.vocabulary == "whole",
         )
 
     def _require_targets(self, cells: CellData) -> None:

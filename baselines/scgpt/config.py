@@ -45,6 +45,9 @@ class ScGPTConfig(TrainingConfig):
         non-zero value, and a probability of being non-zero, trained beside the values and multiplied into predictions.
     init
         Layers start `independent` of each other, or as copies of one (`upstream`).
+    vocabulary
+        Tokens of the checkpoint that stay: the `whole` table, or those of the `data`'s genes and targets, which trains
+        the same weights with less memory and time.
     oov
         A gene outside the checkpoint's vocabulary gets a token of its own (`extend`), shares `<pad>` (`pad`), or stays
         at its control value (`drop`, never a perturbed gene).
@@ -102,6 +105,7 @@ class ScGPTConfig(TrainingConfig):
     decoder_adaptive_bias: bool = False
     explicit_zero_prob: bool = False
     init: Literal["independent", "upstream"] = "independent"
+    vocabulary: Literal["whole", "data"] = "whole"
     oov: Literal["extend", "pad", "drop"] = "extend"
     aliases: str = ""
     unmeasured_target: Literal["error", "token"] = "error"
@@ -126,6 +130,7 @@ class ScGPTConfig(TrainingConfig):
     epochs: int = 30
     warmup: int = 100
     clip: Literal["none", "norm", "value"] = "norm"
+    fused: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

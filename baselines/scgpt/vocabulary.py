@@ -72,6 +72,11 @@ class Vocabulary:
         """This vocabulary with new tokens at its end."""
         return Vocabulary((*self.tokens, *tokens))
 
+    def only(self, tokens: Iterable[str]) -> Vocabulary:
+        """The special tokens and some of the others, in the order of this vocabulary."""
+        kept = {*tokens, *SPECIAL}
+        return Vocabulary(tuple(token for token in self.tokens if token in kept))
+
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a `vocab.json`: one object, token to id. Raises `ModelError`."""
@@ -158,6 +163,7 @@ def map_genes(
     oov: str = "extend",
     unmeasured: str = "error",
     aliases: Mapping[str, str] | None = None,
+    whole: bool = True,
 ) -> GeneTokens:
     """Tokens of genes and of the targets of labels.
 
@@ -173,6 +179,8 @@ def map_genes(
         See `ScGPTConfig.oov` and `unmeasured_target`.
     aliases
         Previous to current symbols.
+    whole
+        Keep every token of `base`, or those that genes and targets use.
 
     Raises
     ------
@@ -191,6 +199,8 @@ def map_genes(
     own_names = (*names, *unmeasured_targets)
     taken = set(own_names)
     found = {name: _lookup(name, start, aliases or {}, taken, renamed) for name in own_names}
+    if base is not None and not whole:
+        start = start.only(name for name in found.values() if name is not None)
     perturbed = set(listed)
     keeps_own = {
         name

@@ -417,6 +417,25 @@ def test_training_starts_from_a_checkpoint(files, pretrained):
     )
 
 
+def test_a_smaller_table_trains_the_same_weights(files, tmp_path):
+    # A fine-tuned checkpoint over all genes leaves nothing to the random initialisation.
+    vocabulary = Vocabulary((*GENES[::-1], "ELSE", "MORE", "<pad>", "<cls>", "<eoc>"))
+    net = TransformerGenerator(ScGPTConfig(d_model=8, nhead=2, nlayers=2, d_hid=8), 45, vocabulary.pad)
+    write_checkpoint(net, vocabulary, tmp_path / "folder")
+    runs = [
+        train(files, f"table-{kept}", checkpoint=str(tmp_path / "folder"), steps=4, vocabulary=kept)
+        for kept in ("whole", "data")
+    ]
+    assert [len(run.model.tokens.vocabulary) for run in runs] == [45, 43]
+    found = [effects(run, TEST) for run in runs]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    tables = [run.model.gene_embeddings() for run in runs]
+    assert set(tables[0].names) - set(tables[1].names) == {"ELSE", "MORE"}
+    rows = [np.stack([table.row(gene) for gene in GENES]) for table in tables]
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-6)
+    assert runs[0].model.report["new"] == runs[1].model.report["new"] == []
+
+
 def test_checkpoint_tokens_inform_unmeasured_targets(files, pretrained, tmp_path):
     run = unmeasured(files, tmp_path, unmeasured_target="token", checkpoint=str(pretrained[0]), steps=1)
     found = run.model.predict([("K562", label) for label in ("OUT1", "OUT3", "ELSE")], run.control_means)
