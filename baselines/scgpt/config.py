@@ -172,6 +172,8 @@ class ScGPTConfig(TrainingConfig):
             problems.append("pairing=mean has no control cell to choose genes by; use include_zero_gene=all")
         if self.validation_genes == "sampled" and not self.paired_validation:
             problems.append("validation_genes=sampled needs paired_validation=true")
+        if self.select == "cell_mse" and not self.paired_validation:
+            problems.append("select=cell_mse needs paired_validation=true")
         if problems:
             raise UsageError("; ".join(problems) + ".")
 

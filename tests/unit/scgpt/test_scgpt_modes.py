@@ -165,6 +165,7 @@ def test_nothing_left_to_train_is_an_error(files):
         ({"decoder_activation": "Softmax9"}, "decoder_activation must be one of"),
         ({"variant": "legacy_bn", "decoder_adaptive_bias": True}, "belong to variant=affine"),
         ({"include_zero_gene": "batch-wise", "gene_sampling": "random"}, "only with include_zero_gene=all"),
+        ({"select": "cell_mse"}, "select=cell_mse needs paired_validation=true"),
         ({"freeze_layers": 9}, r"freeze_layers \(9\) is more than nlayers"),
         ({"dropout": 1.0, "partitions": 0}, "partitions must be at least 1, not 0; dropout"),
     ],
