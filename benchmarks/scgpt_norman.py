@@ -2,14 +2,16 @@
 
 Usage: scgpt_norman.py SOURCE.h5ad GO.gmt OUT_FOLDER [--seeds N] [--epochs N] [--report FILE.md]
 
-GEARS simulation split, seed 1. From scratch, from scratch with GO features of the targets, and from a synthetic
-checkpoint in the official layout (random weights: it shows that the way works, not what pre-training is worth). All but
-one target of the subset are not among its 500 genes (`unmeasured_target=token`).
+Fits that OUT_FOLDER holds already are not repeated, so an interrupted run goes on. GEARS simulation split, seed 1. From
+scratch, from a synthetic checkpoint in the official layout (random weights: it shows that the way works, not what
+pre-training is worth), and from scratch with GO features of the targets. All but one target of the subset are not among
+its 500 genes (`unmeasured_target=token`).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -47,12 +49,12 @@ SIZES = {"d_model": 32, "nhead": 4, "nlayers": 2, "d_hid": 32}
 SETTINGS = {
     "preset": "tiny",
     "unmeasured_target": "token",
-    "max_seq_len": 128,
+    "max_seq_len": 64,
     "batch_size": 32,
     "validation": "cells",
-    "validate_every": 3,
-    "validation_cells": 16,
-    "pool_size": 50,
+    "validate_every": 4,
+    "validation_cells": 8,
+    "pool_size": 32,
 }
 
 
@@ -66,55 +68,71 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()
-    args.out.mkdir(parents=True)
-    data = args.out / "data.h5ad"
-    convert(args.source, load_dataset("norman2019_subset"), out=data)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data, checkpoint = args.out / "data.h5ad", args.out / "synthetic-checkpoint"
+    if not data.exists():
+        convert(args.source, load_dataset("norman2019_subset"), out=data)
+        synthetic_checkpoint(data, checkpoint)
     split = draw_split(read_labels(data), "gears-simulation", seed=1)
-    checkpoint = args.out / "synthetic-checkpoint"
-    synthetic_checkpoint(data, checkpoint)
     features = f"go:{args.gmt}"
     models = {
         "scgpt": ({}, None),
-        "scgpt-go": ({}, features),
         "scgpt-checkpoint": ({"checkpoint": str(checkpoint)}, None),
+        "scgpt-go": ({}, features),
     }
     files: dict[str, Path] = {}
+    shutil.rmtree(args.out / "simple", ignore_errors=True)
     for entry in run_suite(data, split, args.out / "simple", models=SIMPLE, features=features):
         if entry.prediction is not None:
             files[entry.label] = entry.prediction
     files["perfect"] = args.out / "perfect.h5ad"
-    write_perfect(data, split, files["perfect"])
+    write_perfect(data, split, files["perfect"], force=True)
     notes = []
-    for name, (more, source) in models.items():
-        for seed in range(args.seeds):
+    for seed in range(args.seeds):
+        for name, (more, source) in models.items():
             label = f"{name}-{seed}"
-            settings = {**SETTINGS, **more, "epochs": args.epochs}
-            result = train_deep(
-                "scgpt",
-                data,
-                split,
-                args.out / label,
-                settings=settings,
-                features=source,
-                seed=seed,
-                device="cpu",
-            )
-            assert result is not None
-            run = load_run(args.out / label)
-            found = predict(run, choose_keys(run, perturbations=None, everything=False, contexts=()))
             files[label] = args.out / f"{label}.h5ad"
-            write_prediction(files[label], found, run)
-            counts = found.prediction.counts()
-            notes.append(
-                f"- {label}: {result.n_parameters:,} numbers, {result.steps:,} steps in {result.fit_s:.0f} s, best "
-                f"{result.select} {result.best:.3f} at step {result.best_step:,}; {counts['predicted']} predicted, "
-                f"{counts['fallback']} fallback"
+            notes += fitted(
+                label, {**SETTINGS, **more, "epochs": args.epochs}, source, seed, data, split, files[label]
             )
-            if seed == 0:
-                notes += [f"  {text}" for text in result.notes if text.startswith("Checkpoint")]
+    for folder in ("entries", "scores"):
+        shutil.rmtree(args.out / folder, ignore_errors=True)
     text = "\n".join(report(scored(files, data, split, args.out), notes, split, args, start)) + "\n"
     (args.report or args.out / "report.md").write_text(text, encoding="utf-8")
     print(text)
+
+
+def fitted(
+    label: str, settings: dict, features: str | None, seed: int, data: Path, split: Split, out: Path
+) -> list[str]:
+    """Train, predict, and say what was done; or what stands there already."""
+    record = out.with_suffix(".txt")
+    if not record.exists():
+        folder = out.with_suffix("")
+        result = train_deep(
+            "scgpt",
+            data,
+            split,
+            folder,
+            settings=settings,
+            features=features,
+            seed=seed,
+            device="cpu",
+            force=True,
+        )
+        assert result is not None
+        run = load_run(folder)
+        found = predict(run, choose_keys(run, perturbations=None, everything=False, contexts=()))
+        write_prediction(out, found, run, force=True)
+        counts = found.prediction.counts()
+        text = (
+            f"- {label}: {result.n_parameters:,} numbers, {result.steps:,} steps in {result.fit_s:.0f} s, best "
+            f"{result.select} {result.best:.3f} at step {result.best_step:,}; {counts['predicted']} predicted, "
+            f"{counts['fallback']} fallback"
+        )
+        told = [f"  {note}" for note in result.notes if note.startswith("Checkpoint") and seed == 0]
+        record.write_text("\n".join([text, *told]), encoding="utf-8")
+    return record.read_text(encoding="utf-8").splitlines()
 
 
 def synthetic_checkpoint(data: Path, folder: Path) -> None:

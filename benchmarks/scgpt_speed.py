@@ -7,7 +7,8 @@ Each side lives in a process of its own with the same sizes, weights' distributi
 and bf16, upstream (scgpt's TransformerGenerator without flash attention) in float32 on the CPU and under fp16 autocast
 with a gradient scaler on CUDA. Every round asks each side for one training step (forward, loss, backward, clipping,
 Adam), one side after the other, so that other work on the machine meets all of them; the report has medians.
-Upstream is left out, visibly, without --upstream-python (an environment from tests/parity/models.txt).
+Upstream is left out, visibly, without --upstream-python (an environment from tests/parity/models.txt). On a GPU:
+--device cuda --batch 64, and --genes 5000 for the full official size (once with --checkpointing).
 """
 
 from __future__ import annotations
