@@ -188,6 +188,9 @@ def _estimate_deep(
 @click.option(
     "--all", "everything", is_flag=True, help="Every row of the split (of training without a split)."
 )
+@click.option(
+    "--device", type=_DEVICES, default="cpu", show_default=True, help="Where a deep model predicts."
+)
 @force_option
 @quiet_option
 @format_option
@@ -202,6 +205,7 @@ def predict(
     everything: bool,
     cells: int | None,
     seed: int,
+    device: str,
     force: bool,
     quiet: bool,
     output_format: str,
@@ -218,7 +222,7 @@ def predict(
     from .predict import predict as run_prediction
     from .run_folder import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, device=device)
     out = out or str(run / PREDICTION_NAME)
     inputs = [path for path in (controls, perturbations) if path is not None]
     check_output(out, inputs=inputs, force=force)
@@ -257,6 +261,30 @@ def predict(
         echo_table(["status", "context", "perturbation", "reason"], rows)
     for text in result.notes:
         note(text, quiet=quiet)
+
+
+@click.command(
+    epilog="Example: vcbench features run -o genes.tsv; vcbench train ridge data.h5ad --features genes.tsv"
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "--like", type=click.Path(path_type=Path), help="Keep the genes and targets of this standard file."
+)
+@force_option
+@format_option
+@out_option(help="The .tsv, .csv or .parquet table to write.")
+def features(source: Path, like: Path | None, force: bool, output_format: str, out: str) -> None:
+    """Write the gene embeddings of SOURCE, a run folder or an scGPT checkpoint folder, as a feature table."""
+    from .feature_export import embedding_table, names_in, only, write_feature_table
+
+    table = embedding_table(source)
+    if like is not None:
+        table = only(table, names_in(like))
+    write_feature_table(out, table, inputs=[] if like is None else [like], force=force)
+    if output_format == "json":
+        echo_json({"out": out, "n_genes": len(table.names), "n_dims": table.n_dims})
+        return
+    click.echo(f"{out}: {len(table.names):,} genes, {table.n_dims} dimensions")
 
 
 @click.command(epilog="Example: vcbench perfect data.h5ad --split split.csv -o perfect.h5ad")

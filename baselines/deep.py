@@ -18,7 +18,7 @@ import numpy as np
 from ..data_specs.errors import ModelError, ShapeError
 from ..data_specs.labels import CONTROL
 from .base import BaselineInfo, Key, Prediction, Status, TrainingData
-from .features import FeatureSource
+from .features import FeatureSource, FeatureTable
 from .settings import build_config, config_dict
 from .simple.common import Answer
 from .simple.effects import text_array
@@ -124,6 +124,10 @@ class DeepModel(ABC, Generic[ConfigT]):
     def constants(self) -> dict[str, np.ndarray]:
         """Number and text arrays that prediction needs beside the weights: graphs, vocabularies."""
         return {}
+
+    def gene_embeddings(self) -> FeatureTable:
+        """A vector of every gene that the model knows. Raises `ModelError` for a model without such vectors."""
+        raise ModelError(f"{self.info.name} has no gene embeddings to write.")
 
     def restore(self, facts: Mapping[str, Any], constants: Mapping[str, np.ndarray]) -> None:
         """Take back what `facts` and `constants` gave. Called before `build`."""

@@ -236,7 +236,7 @@ def _record(ready: _Prepared) -> RunRecord:
 
 def _finish(ready: _Prepared, result: FitResult, folder: Path) -> DeepTrainResult:
     """The card and the summary, from the best weights as `predict` reads them."""
-    model = type(ready.model).load(folder / BEST)
+    model = type(ready.model).load(folder / BEST, device=ready.processes.device.type)
     data: TrainingData = ready.loaded.data
     figures = training_fit(model, data)
     diagnosis = run_diagnosis(model, ready.loaded)

@@ -62,6 +62,10 @@ DEEP: dict[str, tuple[str, str]] = {
         "vcbench.baselines.cpa.baseline:Cpa",
         "CPA: compositional perturbation autoencoder",
     ),
+    "scgpt": (
+        "vcbench.baselines.scgpt.baseline:ScGPT",
+        "scGPT: transformer over gene tokens, from scratch or from a checkpoint",
+    ),
 }
 
 

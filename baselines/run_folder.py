@@ -20,7 +20,7 @@ from ..data_specs.atomic import atomic_folder
 from ..data_specs.errors import ModelError
 from ..data_specs.split_file import Split, read_split, write_split
 from .base import TrainingData
-from .registry import baseline_class
+from .registry import baseline_class, is_deep
 
 CONFIG, INPUTS, CONTROLS, SPLIT = "config.toml", "inputs.json", "control_means.npz", "split.csv"
 BEST = Path("checkpoints") / "best"
@@ -45,7 +45,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what it was trained on."""
+    """A trained model and what it was trained on. `device` is where a deep model predicts."""
 
     folder: Path
     name: str
@@ -57,6 +57,7 @@ class Run:
     control_means: Mapping[str, np.ndarray]
     mean_effect: np.ndarray
     split: Split | None
+    device: str = "cpu"
 
     @property
     def dataset_id(self) -> str:
@@ -70,7 +71,8 @@ class Run:
     @cached_property
     def model(self) -> Any:
         """The fitted model. Raises `ModelError` when its genes are not those of the run."""
-        model = baseline_class(self.name).load(self.folder / BEST)
+        where = {"device": self.device} if is_deep(self.name) else {}
+        model = baseline_class(self.name).load(self.folder / BEST, **where)
         if genes_sha256(model.genes) != self.inputs["genes_sha256"]:
             raise ModelError(
                 f"{self.folder}: the model was fitted on other genes than inputs.json lists "
@@ -152,8 +154,8 @@ def _write_inputs(part: Path, data: TrainingData, record: RunRecord, split: Spli
         write_split(split, part / SPLIT)
 
 
-def load_run(folder: str | os.PathLike[str]) -> Run:
-    """The run in a folder.
+def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> Run:
+    """The run in a folder; `device` (`cpu`, `cuda` or `auto`) is where a deep model predicts.
 
     Raises
     ------
@@ -181,6 +183,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
             control_means={str(c): row for c, row in zip(contexts, means, strict=True)},
             mean_effect=mean_effect,
             split=read_split(root / SPLIT) if (root / SPLIT).exists() else None,
+            device=device,
         )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ModelError(f"{root}: not a run folder that `vcbench train` wrote ({error}).") from error

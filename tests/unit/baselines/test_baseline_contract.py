@@ -181,7 +181,7 @@ def test_test_rows_are_never_read(name, go, tmp_path):
 
 
 def test_registry_matches_the_models():
-    for name in (*registry.simple_names(), "gears", "cpa", "cellot"):
+    for name in (*registry.simple_names(), "gears", "cpa", "cellot", "scgpt"):
         title = registry.titles()[name]
         found = registry.baseline_class(name)
         assert found.info.name == name and found.info.title == title
