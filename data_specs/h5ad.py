@@ -278,7 +278,7 @@ class H5ad:
         x = self._file["X"]
         indptr = x["indptr"][()].astype(np.int64)
         per_block = max(1, max_bytes // (x["data"].dtype.itemsize + x["indices"].dtype.itemsize))
-        for start, stop in _row_windows(np.diff(indptr), per_block):
+        for start, stop in row_windows(np.diff(indptr), per_block):
             if wanted is not None and not wanted[start:stop].any():
                 continue
             low, high = int(indptr[start]), int(indptr[stop])
@@ -308,7 +308,7 @@ class H5ad:
         x = self._file["X"]
         itemsize = x["data"].dtype.itemsize + 8
         row_counts = self._csc_row_counts(max_bytes)
-        bounds = _row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
+        bounds = row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
         for start, stop in bounds:
             parts = list(self._csc_window(start, stop, max_bytes))
             data = (
@@ -482,7 +482,8 @@ def _mapping(group: Any) -> dict[str, Any]:
     return out
 
 
-def _row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:
+def row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:
+    """Runs of rows, in order, that hold at most `per_window` stored values each (always at least one row)."""
     ends = np.concatenate([[0], np.cumsum(row_counts)])
     windows, start = [], 0
     while start < len(row_counts):

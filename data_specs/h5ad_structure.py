@@ -181,7 +181,7 @@ def _encoding_problem(x: Any) -> tuple[str, str]:
 def _sparse_problem(x: Any, storage: str, shape: tuple[int, ...]) -> str:
     if len(shape) != 2 or min(shape) < 0:
         return f"shape attribute {shape}"
-    n_major, n_minor = shape if storage == "csr" else shape[::-1]
+    n_major = shape[0] if storage == "csr" else shape[1]
     rows = "rows" if storage == "csr" else "columns"
     if len(x["indptr"]) != n_major + 1:
         return f"indptr has {len(x['indptr']):,} entries for {n_major:,} {rows}"
