@@ -285,7 +285,7 @@ class H5ad:
             parts = (
                 _supported(x["data"][low:high]),
                 self._indices(low, high).astype(np.int32, copy=False),
-                indptr[start : stop + 1] - low,
+                (indptr[start : stop + 1] - low).astype(np.int32 if high - low < 2**31 else np.int64),
             )
             yield RowBlock(start, sp.csr_array(parts, shape=(stop - start, self.n_vars)))
 

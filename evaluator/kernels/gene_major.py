@@ -11,6 +11,8 @@ from .blocks import first_entry, gene_chunks
 from .ranksum import GeneColumns
 from .threads import numba_threads
 
+_TILE_GENES = 512
+
 
 def gene_blocks(stored_per_gene: np.ndarray, *, max_values: int) -> list[tuple[int, int]]:
     """Runs of genes, in order, that hold at most `max_values` stored values each (always at least one gene)."""
@@ -106,24 +108,34 @@ class GeneMajorBuffer:
 def _scatter(
     data, indices, indptr, groups, bounds, offset, slots, cursor, ends, values, codes
 ):  # pragma: no cover - compiled
-    """Each thread serves a run of genes over all rows, so no two threads write to the same gene."""
+    """Each thread serves a run of genes over all rows, so no two threads write to the same gene.
+
+    A few genes at a time, so that the places written to stay in the nearest cache.
+    """
+    n_rows = len(groups)
+    one = np.uint64(1)
     for part in prange(len(bounds) - 1):
         first, last = bounds[part], bounds[part + 1]
-        for row in range(len(groups)):
-            group = groups[row]
-            if group < 0:
-                continue
-            end = np.int64(indptr[row + 1])
-            for k in range(first_entry(indices, np.int64(indptr[row]), end, first), end):
-                gene = np.int64(indices[k])
-                if gene >= last:
-                    break
-                slot = slots[gene - offset]
-                if slot < 0:
+        place = np.empty(n_rows, dtype=np.int64)
+        for row in range(n_rows):
+            place[row] = first_entry(indices, np.int64(indptr[row]), np.int64(indptr[row + 1]), first)
+        for tile in range(first, last, _TILE_GENES):
+            tile_end = min(tile + _TILE_GENES, last)
+            for row in range(n_rows):
+                group = groups[row]
+                if group < 0:
                     continue
-                at = cursor[slot]
-                cursor[slot] = at + 1
-                # A value beyond the announced ones would land in the next gene; `columns` reports it.
-                if at < ends[slot + 1]:
-                    values[at] = data[k]
-                    codes[at] = group
+                k, end = place[row], np.int64(indptr[row + 1])
+                while k < end and indices[k] < tile_end:
+                    # Unsigned indices spare a test for negative ones.
+                    slot = slots[np.uint64(indices[k] - offset)]
+                    if slot >= 0:
+                        column = np.uint64(slot)
+                        at = np.uint64(cursor[column])
+                        # A value beyond the announced ones would land in the next gene; `columns` reports it.
+                        if at < np.uint64(ends[column + one]):
+                            values[at] = data[k]
+                            codes[at] = group
+                        cursor[column] += 1
+                    k += 1
+                place[row] = k

@@ -7,6 +7,9 @@ from numba import njit, prange
 
 from ..kernels.blocks import first_entry
 
+# Seven terms of the power series of log1p reach double precision up to here.
+TINY = 1.0 / 128.0
+
 
 @njit(cache=True, parallel=True)
 def row_sums(data: np.ndarray, indptr: np.ndarray, chunks: np.ndarray, out: np.ndarray) -> None:
@@ -70,14 +73,15 @@ def add_group_sums(
             if group < 0:
                 continue
             divisor = divisors[row]
+            own_sums, own_scaled = sums[group], scaled_sums[group]
             end = np.int64(indptr[row + 1])
             for k in range(first_entry(indices, np.int64(indptr[row]), end, first), end):
-                gene = indices[k]
-                if gene >= last:
+                if indices[k] >= last:
                     break
+                gene = np.uint64(indices[k])
                 value = np.float64(data[k])
-                sums[group, gene] += value
-                scaled_sums[group, gene] += value / divisor
+                own_sums[gene] += value
+                own_scaled[gene] += value / divisor
                 stored[gene] += 1
 
 
@@ -95,6 +99,18 @@ def log1p_small(x: float) -> float:
     series = series * s + 1.0 / 5.0
     series = series * s + 1.0 / 3.0
     return 2.0 * z + 2.0 * z * s * series
+
+
+@njit(cache=True)
+def log1p_tiny(x: float) -> float:
+    """log1p of x in [0, TINY] to an ulp or two: the power series."""
+    series = 1.0 / 7.0
+    series = 1.0 / 6.0 - series * x
+    series = 1.0 / 5.0 - series * x
+    series = 1.0 / 4.0 - series * x
+    series = 1.0 / 3.0 - series * x
+    series = 1.0 / 2.0 - series * x
+    return x - x * x * series
 
 
 @njit(cache=True, parallel=True)
@@ -129,19 +145,24 @@ def add_leave_one_out(
             if group < 0 or not r > 0.0:
                 continue
             e = excess[row]
+            own_sums, own_weights = sums[group], weights[group]
+            own_first, own_second = first_power[group], second_power[group]
             end = np.int64(indptr[row + 1])
             for k in range(first_entry(indices, np.int64(indptr[row]), end, first), end):
-                gene = indices[k]
-                if gene >= last:
+                if indices[k] >= last:
                     break
+                gene = np.uint64(indices[k])
                 y = target_sum * np.float64(data[k])
-                rest = max(target_sum * sums[group, gene] - y, 0.0)
+                rest = max(target_sum * own_sums[gene] - y, 0.0)
                 x = y / (r + rest)
                 change = -log1p_small(x) if x <= 0.25 else -np.log1p(x)
-                x = e * weights[group, gene]
-                base = log1p_small(x) if x <= 0.25 else np.log1p(x)
-                first_power[group, gene] += change
-                second_power[group, gene] += change * (2.0 * base + change)
+                x = e * own_weights[gene]
+                if x <= TINY:
+                    base = log1p_tiny(x)
+                else:
+                    base = log1p_small(x) if x <= 0.25 else np.log1p(x)
+                own_first[gene] += change
+                own_second[gene] += change * (2.0 * base + change)
 
 
 @njit(cache=True, parallel=True)
