@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 CELL_TARGET_SUM = 1e6
+OnRows = Callable[[int, int], None]
 
 
 class RowSource(Protocol):
@@ -40,11 +41,16 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class Cells:
-    """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,)."""
+    """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,).
+
+    `memory` is the caller's budget in bytes; `on_rows` is called with (rows done, rows in all) while blocks are read.
+    """
 
     source: RowSource
     groups: np.ndarray
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    memory: int | None = None
+    on_rows: OnRows | None = None
 
     def __post_init__(self) -> None:
         if len(self.groups) != self.source.n_obs:
@@ -56,10 +62,12 @@ class Cells:
             codes = self.groups[block.start : block.stop]
             if (codes >= 0).any():
                 yield block.matrix, codes
+                if self.on_rows is not None:
+                    self.on_rows(block.stop, self.source.n_obs)
 
     def with_groups(self, groups: np.ndarray) -> Cells:
         """The same source under other group codes."""
-        return Cells(self.source, np.ascontiguousarray(groups, dtype=np.int64), self.block_bytes)
+        return replace(self, groups=np.ascontiguousarray(groups, dtype=np.int64))
 
 
 class HeldRows:

@@ -12,6 +12,7 @@ from ...data_specs.errors import MetricError
 from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
 from ..kernels.ranksum import GeneColumns, rank_sums
 from ..kernels.threads import numba_threads
+from ..memory import column_bytes
 from .bulks import FirstPass, first_pass
 from .cells import Cells, cell_divisors
 from .rank_keys import rank_tables
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MIN_CONTROL_CPM = 5.0
 FOLD_CHANGE_EPSILON = 1e-9
 ALPHA = 0.05
-COLUMN_BUDGET_BYTES = 2**32
 OnBlock: TypeAlias = "Callable[[int, sp.csr_array, np.ndarray, np.ndarray], None]"
 
 
@@ -56,7 +56,7 @@ def de_table(
     mean_cpm: np.ndarray,
     first: FirstPass | None = None,
     on_block: OnBlock | None = None,
-    budget_bytes: int = COLUMN_BUDGET_BYTES,
+    budget_bytes: int | None = None,
     threads: int | None = None,
 ) -> DETable:
     """Tests of every group against the last one, the control.
@@ -72,7 +72,8 @@ def de_table(
     on_block
         Called once with (number of the part, rows, group codes, row totals) of every block, while the tests read it.
     budget_bytes
-        Memory for the values of one block of genes; fewer bytes mean more passes over the cells.
+        Memory for the values of one block of genes; fewer bytes mean more passes over the cells. None: what the
+        memory budget of the cells leaves.
 
     Raises
     ------
@@ -96,6 +97,7 @@ def de_table(
             two_u[:control], ties[:control], n_cells[:control, None], int(n_cells[control])
         )
         done += columns.n_genes
+        del columns
     fold = np.log2(
         (mean_cpm[:control, genes] + FOLD_CHANGE_EPSILON) / (mean_cpm[control, genes] + FOLD_CHANGE_EPSILON)
     )
@@ -141,7 +143,7 @@ def _column_blocks(
     first: FirstPass,
     genes: np.ndarray,
     n_groups: int,
-    budget_bytes: int,
+    budget_bytes: int | None,
     on_block: OnBlock | None,
     threads: int | None,
 ) -> Iterator[GeneColumns]:
@@ -151,7 +153,8 @@ def _column_blocks(
     dtype = np.dtype(np.float64 if tables is None else np.uint32)
     per_value = dtype.itemsize + code_dtype(n_groups).itemsize
     stored = first.stored[genes]
-    for start, stop in gene_blocks(stored, max_values=max(1, budget_bytes // per_value)):
+    budget = column_bytes(parts[0].memory) if budget_bytes is None else budget_bytes
+    for start, stop in gene_blocks(stored, max_values=max(1, budget // per_value)):
         buffer = GeneMajorBuffer(
             stored, start, stop, dtype=dtype, n_groups=n_groups, threads=threads, genes=genes
         )
@@ -165,7 +168,10 @@ def _column_blocks(
                 else:
                     with numba_threads(threads) as n_threads:
                         buffer.add(tables[number].ranked(block, rows, n_threads), codes)
-        yield buffer.columns()
+        columns = buffer.columns()
+        del buffer
+        yield columns
+        del columns
 
 
 def _ranked_values(rows: sp.csr_array, totals: np.ndarray) -> sp.csr_array:

@@ -83,7 +83,7 @@ def read_truth(
             if not perturbations:
                 issues.append(_issue("E592", truth, columns, "0", "at least one"))
             groups = _group_codes(labels.codes, names, rows, perturbations, columns.control)
-            cells = Cells(truth, groups, options.block_bytes)
+            cells = Cells(truth, groups, options.block_bytes, options.memory)
             panels.append(TruthCells(context, perturbations, tuple(str(g) for g in truth.genes), cells))
     if issues:
         raise InvalidFile(sort_issues(issues))
@@ -143,7 +143,7 @@ def match_prediction(
                     )
                 )
             groups = _group_codes(labels.codes, names, rows, perturbations, None)
-            matched.append(Cells(pred, groups, options.block_bytes))
+            matched.append(Cells(pred, groups, options.block_bytes, options.memory))
     if issues:
         raise InvalidFile(sort_issues(issues))
     return matched, notes
