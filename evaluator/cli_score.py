@@ -28,7 +28,6 @@ from ..data_specs.cli_support import (
 from .score_options import SUBSETS
 
 if TYPE_CHECKING:
-
     from .scorecard import ScoreCard
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import prange
 
 from ..kernels.blocks import count_genes, first_entry, gene_chunks
 from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
+from ..kernels.jit import compiled
 from ..kernels.ranksum import rank_sums
 from ..kernels.threads import numba_threads
 from ..memory import column_bytes
@@ -114,7 +115,7 @@ def _stored_per_gene(side: Side, threads: int | None) -> np.ndarray:
     return stored
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _add_means(
     data, indices, indptr, groups, weights, bounds, sums, row_order
 ):  # pragma: no cover - compiled

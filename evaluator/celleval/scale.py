@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import prange
 
 from ...data_specs.sources import Source
 from ...data_specs.standard import MatrixKind
 from ..kernels.blocks import count_genes, row_chunks
+from ..kernels.jit import compiled
 from ..kernels.threads import numba_threads
 
 FRACTION = 1e-3
@@ -103,7 +104,7 @@ def scan_values(
     )
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _scan_rows(data, indptr, chunks, keep, fraction, totals, limits, tally):  # pragma: no cover - compiled
     for chunk in prange(len(chunks) - 1):
         smallest, largest = 0.0, 0.0

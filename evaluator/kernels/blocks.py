@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import compiled
 
 
 def row_chunks(indptr: np.ndarray, n_chunks: int) -> np.ndarray:
@@ -24,7 +26,7 @@ def gene_chunks(stored_per_gene: np.ndarray, n_chunks: int) -> np.ndarray:
     return bounds
 
 
-@njit(cache=True)
+@compiled()
 def first_entry(indices, low, high, gene):  # pragma: no cover - compiled
     """The first place in the sorted indices[low:high] that holds `gene` or a later one."""
     while low < high:
@@ -36,7 +38,7 @@ def first_entry(indices, low, high, gene):  # pragma: no cover - compiled
     return low
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _count_genes(indices, indptr, groups, chunks, partial):  # pragma: no cover - compiled
     for chunk in prange(len(chunks) - 1):
         counts = partial[chunk]

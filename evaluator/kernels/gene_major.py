@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
+from numba import prange
 
 from ...data_specs.errors import ShapeError
 from .blocks import first_entry, gene_chunks
+from .jit import compiled
 from .ranksum import GeneColumns
 from .threads import numba_threads
 
@@ -104,7 +105,7 @@ class GeneMajorBuffer:
         return GeneColumns(self._values, self._codes, self._indptr)
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _scatter(
     data, indices, indptr, groups, bounds, offset, slots, cursor, ends, values, codes
 ):  # pragma: no cover - compiled

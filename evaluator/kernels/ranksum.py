@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from ...data_specs.errors import ShapeError
+from .jit import compiled
 from .threads import numba_threads
 
 # The cube of the largest tie block must fit an int64.
@@ -134,7 +135,7 @@ def _even_chunks(indptr: np.ndarray, n_chunks: int) -> np.ndarray:
     return bounds
 
 
-@njit(cache=True)
+@compiled()
 def _bit_length(value):  # pragma: no cover - compiled
     n = 0
     while value:
@@ -143,7 +144,7 @@ def _bit_length(value):  # pragma: no cover - compiled
     return n
 
 
-@njit(cache=True)
+@compiled()
 def _radix_pass(source, target, low, high, shift, width, counts):  # pragma: no cover - compiled
     """Stable counting sort of source[low:high] by `width` bits from `shift` on. False: nothing to do, nothing moved."""
     n_buckets = 1 << width
@@ -166,7 +167,7 @@ def _radix_pass(source, target, low, high, shift, width, counts):  # pragma: no 
     return True
 
 
-@njit(cache=True)
+@compiled()
 def _insertion_sort(data, low, high, drop):  # pragma: no cover - compiled
     """Sort data[low:high] by the words without their lowest `drop` bits, stable."""
     for i in range(low + 1, high):
@@ -179,7 +180,7 @@ def _insertion_sort(data, low, high, drop):  # pragma: no cover - compiled
         data[k + 1] = word
 
 
-@njit(cache=True)
+@compiled()
 def _sort_run(words, spare, low, high, drop, n_bits, counts):  # pragma: no cover - compiled
     """Sort words[low:high] in place by their bits `drop` to `drop + n_bits`; higher bits are equal."""
     if high - low <= 2 * _SHORT_RUN:
@@ -198,7 +199,7 @@ def _sort_run(words, spare, low, high, drop, n_bits, counts):  # pragma: no cove
         words[low:high] = spare[low:high]
 
 
-@njit(cache=True)
+@compiled()
 def _sort_words(data, spare, n, drop, n_bits, counts):  # pragma: no cover - compiled
     """The array, `data` or `spare`, that holds the first n words sorted by their bits `drop` to `drop + n_bits`.
 
@@ -234,7 +235,7 @@ def _sort_words(data, spare, n, drop, n_bits, counts):  # pragma: no cover - com
     return source
 
 
-@njit(cache=True)
+@compiled()
 def _sweep(words, low, high, drop, less, control, two_u, ties, in_block):  # pragma: no cover - compiled
     """Walk sorted words (key above the lowest `drop` bits, group in them); controls passed and their own tie term."""
     own_ties = 0
@@ -270,7 +271,7 @@ def _sweep(words, low, high, drop, less, control, two_u, ties, in_block):  # pra
     return less, own_ties
 
 
-@njit(cache=True)
+@compiled()
 def _finish_gene(
     words, n_negative, n, drop, sizes, control, two_u, ties, stored, in_block
 ):  # pragma: no cover
@@ -288,7 +289,7 @@ def _finish_gene(
         ties[group] += own_ties + more_ties
 
 
-@njit(cache=True)
+@compiled()
 def _load_keys(bits, signed, codes, start, stop, keys, groups, stored):  # pragma: no cover - compiled
     """Ordered keys and groups of the non-zero values of one gene; how many, how many of them negative, key range."""
     wide = bits.itemsize == 8
@@ -319,7 +320,7 @@ def _load_keys(bits, signed, codes, start, stop, keys, groups, stored):  # pragm
     return n, n_negative, smallest, largest
 
 
-@njit(cache=True)
+@compiled()
 def _ranked_words(keys, groups, n, n_bits, data, spare, counts):  # pragma: no cover - compiled
     """Words of (tie block number, group) in the order of the keys, for keys that leave no room for the group."""
     upper_bits = min(n_bits, 32)
@@ -353,7 +354,7 @@ def _ranked_words(keys, groups, n, n_bits, data, spare, counts):  # pragma: no c
     return words
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _rank_sums(bits, signed, codes, indptr, bounds, sizes, control, two_u, ties):  # pragma: no cover
     n_groups = len(sizes)
     group_bits = _bit_length(np.uint64(n_groups - 1))

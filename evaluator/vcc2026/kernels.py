@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from ..kernels.blocks import first_entry
+from ..kernels.jit import compiled
 
 # Seven terms of the power series of log1p reach double precision up to here.
 TINY = 1.0 / 128.0
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def row_sums(data: np.ndarray, indptr: np.ndarray, chunks: np.ndarray, out: np.ndarray) -> None:
     """Write the float64 sum of each row, added in stored order, to `out`, shape (n_rows,)."""
     for chunk in prange(len(chunks) - 1):
@@ -22,7 +23,7 @@ def row_sums(data: np.ndarray, indptr: np.ndarray, chunks: np.ndarray, out: np.n
             out[row] = total
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def check_rows(
     data: np.ndarray,
     indptr: np.ndarray,
@@ -49,7 +50,7 @@ def check_rows(
         tally[chunk, 2] += fractional
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def add_group_sums(
     data: np.ndarray,
     indices: np.ndarray,
@@ -85,7 +86,7 @@ def add_group_sums(
                 stored[gene] += 1
 
 
-@njit(cache=True)
+@compiled()
 def log1p_small(x: float) -> float:
     """log1p of x in [0, 0.25] to an ulp or two: 2 artanh(x / (2 + x)) as a series."""
     z = x / (2.0 + x)
@@ -101,7 +102,7 @@ def log1p_small(x: float) -> float:
     return 2.0 * z + 2.0 * z * s * series
 
 
-@njit(cache=True)
+@compiled()
 def log1p_tiny(x: float) -> float:
     """log1p of x in [0, TINY] to an ulp or two: the power series."""
     series = 1.0 / 7.0
@@ -113,7 +114,7 @@ def log1p_tiny(x: float) -> float:
     return x - x * x * series
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def add_leave_one_out(
     data: np.ndarray,
     indices: np.ndarray,
@@ -165,7 +166,7 @@ def add_leave_one_out(
                 own_second[gene] += change * (2.0 * base + change)
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def distinct_counts(
     data: np.ndarray,
     indptr: np.ndarray,
@@ -204,7 +205,7 @@ def distinct_counts(
             n_found[row] = n
 
 
-@njit(cache=True)
+@compiled()
 def pack_rows(
     found: np.ndarray, indptr: np.ndarray, n_found: np.ndarray, out: np.ndarray
 ) -> None:  # pragma: no cover - compiled
@@ -217,7 +218,7 @@ def pack_rows(
             at += 1
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def rank_entries(
     data: np.ndarray,
     indptr: np.ndarray,
