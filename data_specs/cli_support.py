@@ -168,6 +168,53 @@ def note(text: str, *, quiet: bool = False) -> None:
         click.echo(text, err=True)
 
 
+@contextmanager
+def shown_progress(quiet: bool, *, lines: bool = False) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A function (done, total, text) that shows progress on stderr: a bar on a terminal.
+
+    Elsewhere each new text is a line, with `lines`. None when nothing is shown.
+    """
+    if quiet or not (lines or sys.stderr.isatty()):
+        yield None
+        return
+    if not sys.stderr.isatty():
+        told: set[str] = set()
+
+        def tell(done: int, total: int, text: str) -> None:
+            if text not in told:
+                told.add(text)
+                note(text)
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(done: int, total: int, text: str) -> None:
+            bar.update(task, completed=done, total=total, description=text[:40])
+
+        yield show
+
+
+def echo_estimate(estimate: Mapping[str, Any], *, output_format: str) -> None:
+    """What a run would cost (`evaluator.estimate`), for `--dry-run`."""
+    if output_format == "json":
+        echo_json(estimate)
+        return
+    columns = ("role", "name", "n_obs", "n_genes", "n_stored", "n_groups", "passes")
+    rows = [
+        [f"{c:,}" if isinstance(c := entry[name], int) else c for name in columns]
+        for entry in estimate["inputs"]
+    ]
+    echo_table(columns, rows, title=f"edition {estimate['edition']}: nothing was measured or written")
+    click.echo(f"blocks of genes: {estimate['gene_blocks']}")
+    click.echo(f"peak memory: about {estimate['memory_bytes'] / 2**30:.1f} GiB")
+    click.echo(f"time: about {estimate['seconds']:,.0f} s with {estimate['threads']} threads")
+
+
 def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 valid, 1 invalid, 2 usage, 3 internal error.
 

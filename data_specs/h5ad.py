@@ -23,6 +23,7 @@ from .h5ad_structure import (
     DEFAULT_BLOCK_BYTES,
     HDF5_ERRORS,
     index_key,
+    index_problem,
     is_dataset,
     is_group,
     open_hdf5,
@@ -118,6 +119,8 @@ class RowBlock:
 
 class H5ad:
     """A read-only AnnData file. Use as a context manager; opening checks the structure, not the values.
+
+    Column indices of a sparse X are checked as they are read (E008), so opening a file of any size takes a moment.
 
     Raises
     ------
@@ -236,57 +239,76 @@ class H5ad:
         return tuple(key for key in rest if not is_group(self._file[key]) or len(self._file[key]))
 
     def row_blocks(
-        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[RowBlock]:
         """X in row order, in blocks of at most about `max_bytes` (always at least one row).
 
         With `canonical`, stored zeros are dropped, duplicates summed and column indices sorted; without it
-        the stored entries come as they are (dense rows always come without their zeros).
+        the stored entries come as they are (dense rows always come without their zeros). `wanted`, boolean,
+        shape (n_obs,), allows to leave out blocks without a wanted row; a given block may hold unwanted rows.
+
+        Raises `InvalidFile` where X cannot be read to its end (E004) or an index lies outside its axis (E008).
         """
         with self._reading():
-            for block in self._raw_blocks(max_bytes):
+            for block in self._raw_blocks(max_bytes, wanted):
                 if canonical:
-                    block.matrix.sum_duplicates()
-                    block.matrix.eliminate_zeros()
+                    make_canonical(block.matrix)
                 yield block
 
-    def _raw_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+    def _raw_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         if self.matrix.storage == "dense":
-            yield from self._dense_blocks(max_bytes)
+            yield from self._dense_blocks(max_bytes, wanted)
         elif self.matrix.storage == "csr":
-            yield from self._csr_blocks(max_bytes)
+            yield from self._csr_blocks(max_bytes, wanted)
         else:
             yield from self._csc_blocks(max_bytes)
 
-    def _dense_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+    def _dense_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         x = self._file["X"]
         step = max(1, max_bytes // max(1, self.n_vars * x.dtype.itemsize))
         for start in range(0, self.n_obs, step):
-            yield RowBlock(start, sp.csr_array(_supported(x[start : start + step])))
+            if wanted is None or wanted[start : start + step].any():
+                yield RowBlock(start, sp.csr_array(_supported(x[start : start + step])))
 
-    def _csr_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
+    def _csr_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         x = self._file["X"]
         indptr = x["indptr"][()].astype(np.int64)
         per_block = max(1, max_bytes // (x["data"].dtype.itemsize + x["indices"].dtype.itemsize))
-        start = 0
-        while start < self.n_obs:
-            stop = int(np.searchsorted(indptr, indptr[start] + per_block, side="right")) - 1
-            stop = min(max(stop, start + 1), self.n_obs)
+        for start, stop in row_windows(np.diff(indptr), per_block):
+            if wanted is not None and not wanted[start:stop].any():
+                continue
             low, high = int(indptr[start]), int(indptr[stop])
             parts = (
                 _supported(x["data"][low:high]),
-                x["indices"][low:high].astype(np.int32),
-                indptr[start : stop + 1] - low,
+                self._indices(low, high).astype(np.int32, copy=False),
+                (indptr[start : stop + 1] - low).astype(np.int32 if high - low < 2**31 else np.int64),
             )
             yield RowBlock(start, sp.csr_array(parts, shape=(stop - start, self.n_vars)))
-            start = stop
+
+    def _indices(self, low: int, high: int) -> np.ndarray:
+        """Stored indices `low` to `high`, checked. Raises `InvalidFile` (E008)."""
+        part = self._file["X"]["indices"][low:high]
+        n_minor = self.n_vars if self.matrix.storage == "csr" else self.n_obs
+        problem = index_problem(part, low, n_minor)
+        if problem:
+            found, expected = problem, "a well-formed sparse matrix"
+            quoted = shlex.quote(str(self.path))
+            issue = make_issue(
+                "E008", where=f"{self.name}:/X", found=found, expected=expected, file=quoted, key=""
+            )
+            raise InvalidFile([issue])
+        return part
 
     def _csc_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
         # A column-major file is read once per window of rows, so windows are larger than row blocks.
         x = self._file["X"]
         itemsize = x["data"].dtype.itemsize + 8
         row_counts = self._csc_row_counts(max_bytes)
-        bounds = _row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
+        bounds = row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
         for start, stop in bounds:
             parts = list(self._csc_window(start, stop, max_bytes))
             data = (
@@ -310,7 +332,7 @@ class H5ad:
     def _csc_row_counts(self, max_bytes: int) -> np.ndarray:
         counts = np.zeros(self.n_obs, dtype=np.int64)
         for low, high in self._csc_chunks(max_bytes):
-            counts += np.bincount(self._file["X"]["indices"][low:high], minlength=self.n_obs)
+            counts += np.bincount(self._indices(low, high), minlength=self.n_obs)
         return counts
 
     def _csc_window(
@@ -319,7 +341,7 @@ class H5ad:
         x = self._file["X"]
         indptr = x["indptr"][()].astype(np.int64)
         for low, high in self._csc_chunks(max_bytes):
-            rows = x["indices"][low:high].astype(np.int64)
+            rows = self._indices(low, high).astype(np.int64)
             keep = np.flatnonzero((rows >= start) & (rows < stop))
             cols = np.searchsorted(indptr, keep + low, side="right") - 1
             yield _supported(x["data"][low:high])[keep], rows[keep] - start, cols.astype(np.int32)
@@ -365,6 +387,19 @@ def _matrix_info(file: Any) -> MatrixInfo:
     shape = sparse_shape(x)
     storage: Storage = "csr" if sparse_kind(x).startswith("csr") else "csc"
     return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
+
+
+def make_canonical(matrix: sp.csr_array) -> None:
+    """Drop stored zeros, sum duplicates and sort indices, in place; arrays that need none of it stay as they are."""
+    indices, indptr = matrix.indices, matrix.indptr
+    rises = indices[1:] > indices[:-1]
+    n_falls = len(rises) - int(np.count_nonzero(rises))
+    if n_falls:
+        starts = np.unique(indptr[(indptr > 0) & (indptr < len(indices))])
+        if n_falls != int(np.count_nonzero(~rises[starts - 1])):
+            matrix.sum_duplicates()
+    if np.count_nonzero(matrix.data) < len(matrix.data):
+        matrix.eliminate_zeros()
 
 
 def _supported(values: np.ndarray) -> np.ndarray:
@@ -447,7 +482,8 @@ def _mapping(group: Any) -> dict[str, Any]:
     return out
 
 
-def _row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:
+def row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:
+    """Runs of rows, in order, that hold at most `per_window` stored values each (always at least one row)."""
     ends = np.concatenate([[0], np.cumsum(row_counts)])
     windows, start = [], 0
     while start < len(row_counts):

@@ -15,7 +15,7 @@ import numpy as np
 from .errors import InvalidFile
 from .issues import Issue, make_issue
 
-DEFAULT_BLOCK_BYTES = 64 * 2**20
+DEFAULT_BLOCK_BYTES = 16 * 2**20
 # A dataset of more bytes than this that stores less than one byte in CREDIBLE_RATIO was never written in full:
 # compression of real matrices stays far below that ratio.
 CREDIBLE_BYTES = 2**26
@@ -181,7 +181,7 @@ def _encoding_problem(x: Any) -> tuple[str, str]:
 def _sparse_problem(x: Any, storage: str, shape: tuple[int, ...]) -> str:
     if len(shape) != 2 or min(shape) < 0:
         return f"shape attribute {shape}"
-    n_major, n_minor = shape if storage == "csr" else shape[::-1]
+    n_major = shape[0] if storage == "csr" else shape[1]
     rows = "rows" if storage == "csr" else "columns"
     if len(x["indptr"]) != n_major + 1:
         return f"indptr has {len(x['indptr']):,} entries for {n_major:,} {rows}"
@@ -195,17 +195,15 @@ def _sparse_problem(x: Any, storage: str, shape: tuple[int, ...]) -> str:
         return f"{len(x['indices']):,} indices for {len(x['data']):,} values"
     if indptr[-1] > len(x["data"]):
         return f"indptr ends at {indptr[-1]:,} with {len(x['data']):,} values"
-    return _index_range_problem(x["indices"], int(indptr[-1]), n_minor)
-
-
-def _index_range_problem(indices: Any, n_live: int, n_minor: int) -> str:
-    step = DEFAULT_BLOCK_BYTES // max(1, indices.dtype.itemsize)
-    for low in range(0, n_live, step):
-        part = indices[low : min(low + step, n_live)]
-        if len(part) and (part.min() < 0 or part.max() >= n_minor):
-            at = int(np.flatnonzero((part < 0) | (part >= n_minor))[0])
-            return f"index {part[at]} at entry {low + at:,} is outside 0 to {n_minor - 1:,}"
     return ""
+
+
+def index_problem(part: np.ndarray, start: int, n_minor: int) -> str:
+    """What is wrong with stored indices, the first of them entry `start` of the file; empty when nothing is."""
+    if not len(part) or (part.min() >= 0 and part.max() < n_minor):
+        return ""
+    at = int(np.flatnonzero((part < 0) | (part >= n_minor))[0])
+    return f"index {part[at]} at entry {start + at:,} is outside 0 to {n_minor - 1:,}"
 
 
 def sparse_kind(x: Any) -> str:

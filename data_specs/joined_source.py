@@ -128,15 +128,20 @@ class JoinedSource:
         return np.concatenate([source.values(column) for source in self._sources])
 
     def row_blocks(
-        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[RowBlock]:
-        """The rows of all parts in order, columns in the first part's gene order."""
+        """The rows of all parts in order, columns in the first part's gene order; see `H5ad.row_blocks`."""
         start = 0
         place = {gene: i for i, gene in enumerate(self.genes)}
         for source in self._sources:
             new = np.array([place[gene] for gene in source.genes], dtype=np.int32)
             same = bool((new == np.arange(len(new))).all())
-            for block in source.row_blocks(max_bytes=max_bytes, canonical=canonical):
+            part = None if wanted is None else wanted[start : start + source.n_obs]
+            for block in source.row_blocks(max_bytes=max_bytes, canonical=canonical, wanted=part):
                 matrix = block.matrix
                 if not same:
                     matrix = sp.csr_array(

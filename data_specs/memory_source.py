@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .errors import UsageError
-from .h5ad import DEFAULT_BLOCK_BYTES, Labels, MatrixInfo, RowBlock, Storage
+from .h5ad import DEFAULT_BLOCK_BYTES, Labels, MatrixInfo, RowBlock, Storage, make_canonical
 
 if TYPE_CHECKING:
     # Type checkers take a cached_property for no match of a protocol's property.
@@ -129,7 +129,11 @@ class MemorySource:
         return entry if isinstance(entry, dict) else {}
 
     def row_blocks(
-        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[RowBlock]:
         """X in row order as CSR blocks of at most about `max_bytes`; see `H5ad.row_blocks`."""
         x = self._rows
@@ -138,11 +142,12 @@ class MemorySource:
             per_row = (x.data.itemsize + 4) * max(1, -(-x.nnz // max(1, self.n_obs)))
         step = max(1, max_bytes // max(1, per_row))
         for start in range(0, self.n_obs, step):
+            if wanted is not None and not wanted[start : start + step].any():
+                continue
             part = x[start : start + step]
             block = sp.csr_array(part, copy=True) if sp.issparse(part) else sp.csr_array(part)
             if canonical:
-                block.sum_duplicates()
-                block.eliminate_zeros()
+                make_canonical(block)
             block.indices = block.indices.astype(np.int32, copy=False)
             yield RowBlock(start, block)
 

@@ -127,9 +127,9 @@ def read_manifest(
     return manifest
 
 
-def open_bundle(path: str | os.PathLike[str], *, edition: Edition) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], *, edition: Edition, check_hashes: bool = True) -> Bundle:
     """A bundle for scoring in this edition. Raises `InvalidFile` (E593) as `read_manifest`."""
-    manifest = read_manifest(path, edition=edition.id)
+    manifest = read_manifest(path, edition=edition.id, check_hashes=check_hashes)
     if edition.scoring.pipeline == "vcc2026":
         from .vcc2026.bundle import TruthBundle
 

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data_specs.cli_support import (
+    dry_run_option,
+    echo_estimate,
     echo_issues,
     echo_json,
     echo_table,
     edition_option,
     force_option,
     format_option,
+    memory_option,
     note,
     out_option,
     quiet_option,
     seed_option,
+    shown_progress,
     threads_option,
 )
 from .score_options import SUBSETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .pipelines import Progress
     from .scorecard import ScoreCard
 
 
@@ -77,6 +76,8 @@ if TYPE_CHECKING:
 )
 @seed_option
 @threads_option
+@memory_option
+@dry_run_option
 @out_option(required=False, help="Folder for the ScoreCard and its tables.")
 @force_option
 @quiet_option
@@ -99,6 +100,8 @@ def score(
     target_map: str | None,
     seed: int,
     threads: int | None,
+    memory: int | None,
+    dry_run: bool,
     out: str | None,
     force: bool,
     quiet: bool,
@@ -116,7 +119,20 @@ def score(
 
     if out:
         check_card_folder(out, force=force)
-    with _progress(quiet) as show:
+    if dry_run:
+        from .estimate import estimate_score
+
+        found = estimate_score(
+            pred,
+            parse_truths(truths),
+            edition=edition,
+            pert_col=pert_col,
+            threads=threads,
+            memory=memory,
+        )
+        echo_estimate(found.to_json(), output_format=output_format)
+        return
+    with shown_progress(quiet) as show:
         scored = run_score(
             pred,
             parse_truths(truths),
@@ -134,6 +150,7 @@ def score(
             target_map=None if target_map is None else read_target_map(target_map),
             seed=seed,
             threads=threads,
+            memory=memory,
             progress=show,
         )
     if out:
@@ -195,23 +212,6 @@ def check_card_folder(out: str, *, force: bool) -> None:
         raise OutputError(
             f"{folder}: holds no ScoreCard, so --force does not replace it. Choose another --out."
         )
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("scoring", total=None)
-
-        def show(done: int, total: int, text: str) -> None:
-            bar.update(task, completed=done, total=total, description=text[:40])
-
-        yield show
 
 
 def _print_table(card: ScoreCard, *, quiet: bool) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data_specs.cli_support import (
     LazyGroup,
+    dry_run_option,
+    echo_estimate,
     echo_json,
     echo_table,
     edition_option,
     force_option,
     format_option,
-    note,
+    memory_option,
     out_option,
     quiet_option,
+    shown_progress,
     threads_option,
 )
 
@@ -113,6 +117,8 @@ def truth() -> None:
     "--target-map", type=click.Path(dir_okay=False), help="CSV label,gene; an empty gene means none."
 )
 @threads_option
+@memory_option
+@dry_run_option
 @force_option
 @quiet_option
 @format_option
@@ -139,6 +145,8 @@ def build(
     no_target_genes: bool,
     target_map: str | None,
     threads: int | None,
+    memory: int | None,
+    dry_run: bool,
     force: bool,
     quiet: bool,
     output_format: str,
@@ -151,34 +159,51 @@ def build(
       vcbench truth build context_A.h5ad --edition vcc2026 --baseline generic --emission dispersed -o bundle_A/
       vcbench truth build test.h5ad --edition vcc2025 --train train.h5ad --perts pert_counts.csv -o bundle/
     """
-    from .truth import build_truth
+    from .truth import build_truth, check_folder
 
-    bundle = build_truth(
-        real,
-        out,
-        edition=edition,
-        profile=profile,
-        baseline=baseline,
-        train=train,
-        perts=perts,
-        ceiling=ceiling,
-        emission=emission,
-        min_cells=min_cells,
-        max_residual=max_residual,
-        exclude_target_gene=exclude_target_gene,
-        anchor=anchor,
-        n_splits=splits,
-        base_seed=base_seed,
-        pert_col=pert_col,
-        control=control,
-        context_col=context_col,
-        matrix=matrix,
-        no_target_genes=no_target_genes,
-        target_map=target_map,
-        threads=threads,
-        force=force,
-        progress=None if quiet else lambda done, total, text: note(f"{text} ({done + 1} of {total})"),
-    )
+    check_folder(Path(out), force=force)
+    if dry_run:
+        from .estimate import estimate_truth
+
+        found = estimate_truth(
+            real,
+            edition=edition,
+            pert_col=pert_col,
+            n_splits=splits,
+            anchor=anchor,
+            threads=threads,
+            memory=memory,
+        )
+        echo_estimate(found.to_json(), output_format=output_format)
+        return
+    with shown_progress(quiet, lines=True) as show:
+        bundle = build_truth(
+            real,
+            out,
+            edition=edition,
+            profile=profile,
+            baseline=baseline,
+            train=train,
+            perts=perts,
+            ceiling=ceiling,
+            emission=emission,
+            min_cells=min_cells,
+            max_residual=max_residual,
+            exclude_target_gene=exclude_target_gene,
+            anchor=anchor,
+            n_splits=splits,
+            base_seed=base_seed,
+            pert_col=pert_col,
+            control=control,
+            context_col=context_col,
+            matrix=matrix,
+            no_target_genes=no_target_genes,
+            target_map=target_map,
+            threads=threads,
+            memory=memory,
+            force=force,
+            progress=show,
+        )
     if output_format == "json":
         echo_json({"bundle": str(bundle.path), "sha256": bundle.sha256, "manifest": dict(bundle.manifest)})
         return

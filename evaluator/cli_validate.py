@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Decoding, sorting and summing a block takes several copies of it.
 BLOCKS_IN_MEMORY = 8
-_LARGEST_BLOCK, _SMALLEST_BLOCK = 64 * 2**20, 2**20
+_LARGEST_BLOCK, _SMALLEST_BLOCK = 16 * 2**20, 2**20
 
 
 @click.command(
@@ -46,6 +46,7 @@ _LARGEST_BLOCK, _SMALLEST_BLOCK = 64 * 2**20, 2**20
 )
 @click.option("--tmp", type=click.Path(), metavar="DIR", help="Where a .vcc is unpacked; default: beside it.")
 @memory_option
+@click.option("--dry-run", is_flag=True, help="Check the header alone: genes, labels, panel; read no value.")
 @format_option
 @quiet_option
 def validate(
@@ -53,6 +54,7 @@ def validate(
     edition: str,
     contexts: str | None,
     memory: int | None,
+    dry_run: bool,
     output_format: str,
     quiet: bool,
     **options: Any,
@@ -70,6 +72,7 @@ def validate(
             edition=edition,
             contexts=None if contexts is None else _listed(contexts),
             block_bytes=max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block)),
+            header_only=dry_run,
             progress=progress,
             **options,
         )

@@ -39,6 +39,8 @@ class ScoreOptions:
         Threads of parallel kernels; None: the CPUs this process may use. Results do not depend on it.
     block_bytes
         Target size of one block of rows. Results do not depend on it.
+    memory
+        Memory budget in bytes for the values held at a time; None: about 4 GiB of them. Results do not depend on it.
     references
         What an overall score needs beyond the truth, by name (for example the baseline's aggregate file).
     no_target_genes
@@ -56,6 +58,7 @@ class ScoreOptions:
     seed: int = 0
     threads: int | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    memory: int | None = None
     references: Mapping[str, Any] = field(default_factory=dict)
     no_target_genes: bool = False
     target_map: Mapping[str, str | None] | None = None

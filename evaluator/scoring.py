@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_specs.errors import InvalidFile, UsageError
-from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue, has_errors, sort_issues
 from ..data_specs.joined_source import JoinedSource
 from ..data_specs.memory_source import MemorySource
@@ -23,6 +23,7 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..data_specs.standard import MatrixKind
+from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
 from .score_options import SUBSETS, ScoreOptions, Subset
@@ -66,7 +67,8 @@ def score(
     name: str | None = None,
     seed: int = 0,
     threads: int | None = None,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
+    memory: int | None = None,
     references: Mapping[str, Any] | None = None,
     no_target_genes: bool = False,
     target_map: Mapping[str, str | None] | None = None,
@@ -89,6 +91,8 @@ def score(
         See `ScoreOptions`.
     name
         Name of the entry in tables; the file's stem when None.
+    threads, memory, block_bytes
+        See `ScoreOptions`; results depend on none of them.
     references
         What an overall score needs beyond the truth; see the edition.
     no_target_genes, target_map
@@ -123,14 +127,15 @@ def score(
         matrix=matrix,
         seed=seed,
         threads=threads,
-        block_bytes=block_bytes,
+        block_bytes=bytes_per_block(memory) if block_bytes is None else block_bytes,
+        memory=memory,
         references=dict(references or {}),
         no_target_genes=no_target_genes,
         target_map=target_map,
     )
     timings: dict[str, float] = {}
     started = time.perf_counter()
-    truth_items = _listed_truths(truth)
+    truth_items = listed_truths(truth)
     if len(truth_items) > 1 and context_col is None and rules.file.context_column is None:
         # Rows of several files are never pooled, also where the edition knows no contexts.
         options = replace(options, context_col=CONTEXT_COLUMN)
@@ -164,7 +169,8 @@ def _no_progress(done: int, total: int, text: str) -> None:
     """Progress for callers that want none."""
 
 
-def _listed_truths(truth: Any) -> list[tuple[str | None, Any]]:
+def listed_truths(truth: Any) -> list[tuple[str | None, Any]]:
+    """(context, truth) of everything that `score` takes as its truth. Raises `UsageError` for none."""
     listed: list[tuple[str | None, Any]]
     if isinstance(truth, Mapping):
         listed = [(str(context), item) for context, item in truth.items()]

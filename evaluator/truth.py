@@ -11,6 +11,7 @@ from ..data_specs.errors import OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
+from .memory import block_bytes
 from .profiles import resolve_profile
 from .score_options import ScoreOptions
 
@@ -59,6 +60,7 @@ def build_truth(
     no_target_genes: bool = False,
     target_map: PathLike | None = None,
     threads: int | None = None,
+    memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -76,6 +78,8 @@ def build_truth(
         2025 and cell-eval: score one half of the real cells against the other.
     base_seed
         Seed of splits, halves and drawn baselines.
+    threads, memory
+        Threads, and memory budget in bytes; the bundle depends on neither.
 
     Raises
     ------
@@ -98,13 +102,15 @@ def build_truth(
     if unused:
         shown = ", ".join(f"--{OPTION_NAMES.get(name, name).replace('_', '-')}" for name in unused)
         raise UsageError(f"{shown}: not an option of edition {rules.id}.")
-    _check_folder(Path(out), force=force)
+    check_folder(Path(out), force=force)
     options = ScoreOptions(
         pert_col=pert_col,
         control=control,
         context_col=context_col,
         matrix=matrix,
         threads=threads,
+        block_bytes=block_bytes(memory),
+        memory=memory,
         no_target_genes=no_target_genes,
         target_map=None if target_map is None else _read_map(target_map),
     )
@@ -148,7 +154,8 @@ def build_truth(
         return build_bundle(truth, out, build=ends, baseline_source=ready, **chosen)
 
 
-def _check_folder(folder: Path, *, force: bool) -> None:
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse an output before any work: taken, or (with `force`) no bundle. Raises `OutputError`."""
     from .bundles import is_bundle
 
     if folder.exists() and not force:

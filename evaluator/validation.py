@@ -127,6 +127,7 @@ def validate(
     matrix: MatrixKind | None = None,
     tmp: str | os.PathLike[str] | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    header_only: bool = False,
     progress: Progress | None = None,
 ) -> ValidationReport:
     """Every problem of an entry or dataset under the rules of an edition. The input is never changed.
@@ -150,6 +151,8 @@ def validate(
         Folder of the temporary file a `.vcc` is unpacked to.
     block_bytes
         Size of the row blocks; memory stays within a small multiple of it, plus vectors per row and per group.
+    header_only
+        Make only the checks that need no value of X: genes, labels, panel, structure.
     progress
         Called with (rows done, rows in all).
 
@@ -175,7 +178,7 @@ def validate(
         if opened is None:
             run.skip("genes, labels, panel and values", "the file could not be opened")
         else:
-            run.check(opened, block_bytes, progress)
+            run.check(opened, block_bytes, progress, header_only=header_only)
     issues = tuple(sort_issues(run.issues))
     return ValidationReport(not has_errors(issues), issues, run.facts, tuple(run.not_checked))
 
@@ -275,7 +278,9 @@ class _Run:
         if entry.meta:
             self.facts["meta"] = entry.meta
 
-    def check(self, source: Source, block_bytes: int, progress: Progress | None) -> None:
+    def check(
+        self, source: Source, block_bytes: int, progress: Progress | None, *, header_only: bool = False
+    ) -> None:
         """All checks of an opened source: header first, then one pass over the values."""
         case: Case | None = None
         with self.gathering(source.path):
@@ -285,6 +290,9 @@ class _Run:
             return
         if not source.n_obs or not source.n_vars:
             self.skip("values", "X is empty")
+            return
+        if header_only:
+            self.skip("values", "only the header was asked for")
             return
         scan: ValueScan | None = None
         with self.gathering(source.path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from ..kernels.exact_rank_sum import exact_p
+from ..kernels.jit import compiled
 from .measure import Measured
 from .rules import Rules
 
@@ -148,7 +148,7 @@ def _clipped_fold_changes(
     return ratio, np.log2(ratio)
 
 
-@njit(cache=True)
+@compiled()
 def _expm1(values, out):  # pragma: no cover - compiled
     """expm1 as compiled code takes it; numpy's vectorised one may differ in the last bit."""
     for i in range(len(values)):

@@ -32,15 +32,18 @@ class _Rows:
         return _Rows(self.numbers[at], self.groups[at], self.values[at])
 
 
-def energy_distances(side: Side, *, held_bytes: int = HELD_BYTES) -> np.ndarray:
+def energy_distances(side: Side, *, held_bytes: int | None = None) -> np.ndarray:
     """Energy distance of every target from the control, float64, shape (n_targets,).
 
     2 mean d(X, C) - mean d(X, X) - mean d(C, C) over all pairs of cells (a cell with itself counts as 0), d
-    Euclidean over all genes. Rows are held `held_bytes` at a time and meet the file streamed past them, so the
+    Euclidean over all genes. Rows are held `held_bytes` at a time (None: 512 MiB, less under a
+    memory budget) and meet the file streamed past them, so the
     file is read about 2 * stored bytes / held_bytes times.
     """
     from threadpoolctl import threadpool_limits
 
+    if held_bytes is None:
+        held_bytes = HELD_BYTES if side.memory is None else min(HELD_BYTES, side.memory // 6)
     sizes = side.sizes.astype(np.float64)
     tile = min(float(TILE_ROWS), sizes.max()) ** 2 * side.source.n_vars
     with threadpool_limits(limits=1 if tile < _SMALL_TILE else None, user_api="blas"):

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from numba import prange
 
-from ..kernels.gene_major import GeneMajorBuffer, gene_blocks
+from ..kernels.blocks import count_genes, first_entry, gene_chunks
+from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
+from ..kernels.jit import compiled
 from ..kernels.ranksum import rank_sums
+from ..kernels.threads import numba_threads
+from ..memory import column_bytes
 from .rules import Rules
 from .side import Side
-
-GATHER_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def measure(
     *,
     with_de: bool,
     threads: int | None = None,
-    gather_bytes: int = GATHER_BYTES,
+    gather_bytes: int | None = None,
 ) -> Measured:
     """Group means and, with DE, rank sums of one side.
 
@@ -64,11 +66,15 @@ def measure(
     shape = (len(sizes), side.source.n_vars)
     dtype = side.scale.dtype
     sums = np.zeros(shape)
-    row_order = np.zeros(shape, dtype=dtype) if with_de and rules.mean_accumulation == "row_order" else None
+    in_row_order = with_de and rules.mean_accumulation == "row_order"
+    row_order = np.zeros(shape if in_row_order else (0, shape[1]), dtype=dtype)
+    stored = _stored_per_gene(side, threads)
     weights = (1.0 / np.maximum(sizes, 1)).astype(dtype)
 
     def add_means(rows: sp.csr_array, groups: np.ndarray) -> None:
-        _add_means(rows.data, rows.indices, rows.indptr, groups, weights, sums, row_order)
+        with numba_threads(threads) as n_threads:
+            bounds = gene_chunks(stored, n_threads)
+            _add_means(rows.data, rows.indices, rows.indptr, groups, weights, bounds, sums, row_order)
 
     if not with_de:
         for _, rows, groups in side.blocks():
@@ -78,8 +84,8 @@ def measure(
 
     two_u = np.empty(shape, dtype=np.int64)
     ties = np.empty(shape, dtype=np.int64)
-    stored = _stored_per_gene(side)
-    max_values = max(1, gather_bytes // (dtype.itemsize + 4))
+    budget = column_bytes(side.memory) if gather_bytes is None else gather_bytes
+    max_values = max(1, budget // (dtype.itemsize + code_dtype(len(sizes)).itemsize))
     for start, stop in gene_blocks(stored, max_values=max_values):
         buffer = GeneMajorBuffer(stored, start, stop, dtype=dtype, n_groups=len(sizes), threads=threads)
         for _, rows, groups in side.blocks():
@@ -87,32 +93,46 @@ def measure(
                 add_means(rows, groups)
             buffer.add(rows, groups)
         part = slice(start, stop)
-        two_u[:, part], ties[:, part] = rank_sums(buffer.columns(), sizes, side.control, threads=threads)
+        columns = buffer.columns()
+        two_u[:, part], ties[:, part] = rank_sums(columns, sizes, side.control, threads=threads)
+        # The next buffer must not stand beside this one.
+        del buffer, columns
     exact = sums / sizes[:, None]
     bulk = exact.astype(dtype)
-    de_mean = bulk if row_order is None else row_order
+    de_mean = row_order if in_row_order else bulk
     return Measured(sizes, bulk, exact, de_mean, two_u[:-1], ties[:-1])
 
 
-def _stored_per_gene(side: Side) -> np.ndarray:
+def _stored_per_gene(side: Side, threads: int | None) -> np.ndarray:
     """Stored values of the chosen rows per gene; the scan's own count serves when it saw the same rows."""
     if side.counted:
         return side.scan.stored
     stored = np.zeros(side.source.n_vars, dtype=np.int64)
-    for _, rows, groups in side.blocks():
-        kept = np.repeat(groups >= 0, np.diff(rows.indptr))
-        stored += np.bincount(rows.indices[kept], minlength=len(stored))
+    for block in side.source.row_blocks(max_bytes=side.block_bytes, wanted=side.groups >= 0):
+        groups, rows = side.groups[block.start : block.stop], block.matrix
+        with numba_threads(threads) as n_threads:
+            stored += count_genes(rows.indices, rows.indptr, groups, len(stored), n_threads)
     return stored
 
 
-@njit(cache=True)
-def _add_means(data, indices, indptr, groups, weights, sums, row_order):  # pragma: no cover - compiled
-    for row in range(len(groups)):
-        group = groups[row]
-        if group < 0:
-            continue
-        weight = weights[group]
-        for k in range(indptr[row], indptr[row + 1]):
-            sums[group, indices[k]] += np.float64(data[k])
-            if row_order is not None:
-                row_order[group, indices[k]] += data[k] * weight
+@compiled(parallel=True)
+def _add_means(
+    data, indices, indptr, groups, weights, bounds, sums, row_order
+):  # pragma: no cover - compiled
+    """Each thread serves the genes between two `bounds`, rows in order. An empty `row_order` is left out."""
+    wanted = len(row_order) > 0
+    for part in prange(len(bounds) - 1):
+        first, last = bounds[part], bounds[part + 1]
+        for row in range(len(groups)):
+            group = groups[row]
+            if group < 0:
+                continue
+            weight = weights[group]
+            end = np.int64(indptr[row + 1])
+            for k in range(first_entry(indices, np.int64(indptr[row]), end, first), end):
+                if indices[k] >= last:
+                    break
+                gene = np.uint64(indices[k])
+                sums[group, gene] += np.float64(data[k])
+                if wanted:
+                    row_order[group, gene] += data[k] * weight

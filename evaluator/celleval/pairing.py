@@ -265,5 +265,5 @@ def _open_side(
     problems = checks.scale_issues(source, scale)
     if problems:
         return None, problems, []
-    side = Side(role, source, targets, groups, scan, scale, options.block_bytes)
+    side = Side(role, source, targets, groups, scan, scale, options.block_bytes, options.memory)
     return side, [], checks.declared_kind_warning(source, scale)

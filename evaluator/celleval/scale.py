@@ -7,10 +7,13 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit
+from numba import prange
 
 from ...data_specs.sources import Source
 from ...data_specs.standard import MatrixKind
+from ..kernels.blocks import count_genes, row_chunks
+from ..kernels.jit import compiled
+from ..kernels.threads import numba_threads
 
 FRACTION = 1e-3
 LOG1P_LIMIT = 15.0
@@ -66,7 +69,9 @@ def working_dtype(stored: np.dtype) -> np.dtype:
     return np.dtype(np.float64) if stored == np.float64 else np.dtype(np.float32)
 
 
-def scan_values(source: Source, keep: np.ndarray, *, block_bytes: int) -> ValueScan:
+def scan_values(
+    source: Source, keep: np.ndarray, *, block_bytes: int, threads: int | None = None
+) -> ValueScan:
     """Read X once and collect what detection and normalisation need.
 
     Parameters
@@ -80,39 +85,48 @@ def scan_values(source: Source, keep: np.ndarray, *, block_bytes: int) -> ValueS
     limits = np.zeros(2)
     tally = np.zeros(3, dtype=np.int64)
     fraction = dtype.type(FRACTION)
-    for block in source.row_blocks(max_bytes=block_bytes):
+    for block in source.row_blocks(max_bytes=block_bytes, wanted=keep):
         rows = block.matrix
         data = rows.data.astype(dtype, copy=False)
         part = slice(block.start, block.stop)
-        _scan_rows(data, rows.indices, rows.indptr, keep[part], fraction, totals[part], stored, limits, tally)
+        with numba_threads(threads) as n_threads:
+            chunks = row_chunks(rows.indptr, n_threads)
+            seen = np.zeros((len(chunks) - 1, 2)), np.zeros((len(chunks) - 1, 3), dtype=np.int64)
+            _scan_rows(data, rows.indptr, chunks, keep[part], fraction, totals[part], *seen)
+            groups = np.where(keep[part], 0, -1)
+            stored += count_genes(rows.indices, rows.indptr, groups, source.n_vars, n_threads)
+        limits[0] = min(limits[0], seen[0][:, 0].min())
+        limits[1] = max(limits[1], seen[0][:, 1].max())
+        tally += seen[1].sum(axis=0)
     n_fraction, n_nan, n_negative = (int(n) for n in tally)
     return ValueScan(
         dtype, totals, stored, float(limits[0]), float(limits[1]), n_fraction > 0, n_nan, n_negative
     )
 
 
-@njit(cache=True)
-def _scan_rows(
-    data, indices, indptr, keep, fraction, totals, stored, limits, tally
-):  # pragma: no cover - compiled
-    for row in range(len(keep)):
-        if not keep[row]:
-            continue
-        total = 0.0
-        for k in range(indptr[row], indptr[row + 1]):
-            value = data[k]
-            stored[indices[k]] += 1
-            total += value
-            if np.isnan(value):
-                tally[1] += 1
+@compiled(parallel=True)
+def _scan_rows(data, indptr, chunks, keep, fraction, totals, limits, tally):  # pragma: no cover - compiled
+    for chunk in prange(len(chunks) - 1):
+        smallest, largest = 0.0, 0.0
+        n_fraction, n_nan, n_negative = 0, 0, 0
+        for row in range(chunks[chunk], chunks[chunk + 1]):
+            if not keep[row]:
                 continue
-            if value - np.trunc(value) > fraction:
-                tally[0] += 1
-            if value < 0:
-                tally[2] += 1
-            limits[0] = min(limits[0], np.float64(value))
-            limits[1] = max(limits[1], np.float64(value))
-        totals[row] = total
+            total = 0.0
+            for k in range(indptr[row], indptr[row + 1]):
+                value = data[k]
+                total += value
+                n_nan += np.isnan(value)
+                n_fraction += value - np.trunc(value) > fraction
+                n_negative += value < 0
+                # A NaN compares false both times.
+                if value < smallest:
+                    smallest = np.float64(value)
+                if value > largest:
+                    largest = np.float64(value)
+            totals[row] = total
+        limits[chunk, 0], limits[chunk, 1] = smallest, largest
+        tally[chunk, 0], tally[chunk, 1], tally[chunk, 2] = n_fraction, n_nan, n_negative
 
 
 def detected_kind(scan: ValueScan) -> MatrixKind:

@@ -26,6 +26,8 @@ class Side:
         int32, shape (n_obs,): the group of each row, -1 for rows left out.
     scan, scale
         What the values look like and how they become log1p values.
+    memory
+        The caller's budget in bytes.
     counted
         Whether the scan's stored values per gene are those of the rows in `groups`.
     """
@@ -37,6 +39,7 @@ class Side:
     scan: ValueScan
     scale: Scale
     block_bytes: int
+    memory: int | None = None
     counted: bool = True
 
     @property
@@ -55,7 +58,7 @@ class Side:
 
     def blocks(self) -> Iterator[tuple[int, sp.csr_array, np.ndarray]]:
         """(first row, rows in log1p space, their groups) in file order; nothing else is in memory."""
-        for block in self.source.row_blocks(max_bytes=self.block_bytes):
+        for block in self.source.row_blocks(max_bytes=self.block_bytes, wanted=self.groups >= 0):
             groups = self.groups[block.start : block.stop]
             if (groups >= 0).any():
                 yield block.start, self.scale.rows(block.matrix, block.start), groups

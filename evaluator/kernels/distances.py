@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from .jit import compiled
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def effect_sums(pred: np.ndarray, truth: np.ndarray, skip: np.ndarray) -> Effect
     return EffectSums(absolute, squared, product, np.sqrt(own.sum(axis=1)), np.sqrt(truth_square))
 
 
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _sums(pred, truth, skip, absolute, squared, product, truth_square):  # pragma: no cover - compiled
     n_genes = pred.shape[1]
     for p in prange(len(pred)):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .jit import compiled
 
 
-@njit(cache=True)
+@compiled()
 def add_moments(
     data: np.ndarray,
     indices: np.ndarray,

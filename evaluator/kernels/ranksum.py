@@ -9,17 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from ...data_specs.errors import ShapeError
+from .jit import compiled
 from .threads import numba_threads
 
 # The cube of the largest tie block must fit an int64.
 MAX_POOLED_CELLS = 2_097_151
 _LOW = np.uint64(0xFFFFFFFF)
-_WORD = np.uint64(32)
+_SIGN = np.uint64(0x8000000000000000)
+_POSITION_BITS = np.uint64(32)
+_ONE = np.uint64(1)
 _SHORT_RUN = 24
+_MOST_DIGIT_BITS = 11
 _CHUNKS_PER_THREAD = 8
+
+
+_BITS = {
+    np.dtype(np.float32): np.dtype(np.uint32),
+    np.dtype(np.uint32): np.dtype(np.uint32),
+    np.dtype(np.float64): np.dtype(np.uint64),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class GeneColumns:
     Attributes
     ----------
     values
-        float32 or float64, shape (n_stored,), without NaN; the order within a gene has no meaning.
+        float32 or float64 without NaN, or uint32 ranks (equal ranks are ties, 0 is a zero), shape (n_stored,); the
+        order within a gene has no meaning.
     codes
         Group of each value's cell, an integer dtype, shape (n_stored,), values in [0, n_groups).
     indptr
@@ -81,16 +93,28 @@ def rank_sums(
     ties = np.zeros_like(two_u)
     with numba_threads(threads) as n_threads:
         bounds = _even_chunks(columns.indptr, n_threads * _CHUNKS_PER_THREAD)
-        kernel = _rank_sums_f32 if columns.values.dtype == np.float32 else _rank_sums_f64
-        kernel(columns.values, columns.codes, columns.indptr, bounds, sizes, control, two_u, ties)
+        bits = columns.values.view(_BITS[columns.values.dtype])
+        _rank_sums(
+            bits,
+            columns.values.dtype.kind == "f",
+            columns.codes,
+            columns.indptr,
+            bounds,
+            sizes,
+            control,
+            two_u,
+            ties,
+        )
     two_u[control] = 0
     ties[control] = 0
     return two_u, ties
 
 
 def _check(columns: GeneColumns, sizes: np.ndarray, control: int) -> None:
-    if columns.values.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ShapeError(f"ranked values must be float32 or float64, not {columns.values.dtype}")
+    if columns.values.dtype not in _BITS:
+        raise ShapeError(
+            f"ranked values must be float32 or float64 (or uint32 ranks), not {columns.values.dtype}"
+        )
     if len(columns.values) != len(columns.codes) or columns.indptr[-1] != len(columns.values):
         raise ShapeError("values, codes and indptr of the gene columns disagree")
     if not 0 <= control < len(sizes):
@@ -111,83 +135,131 @@ def _even_chunks(indptr: np.ndarray, n_chunks: int) -> np.ndarray:
     return bounds
 
 
-@njit(cache=True)
-def _radix_sort(data, spare, n):  # pragma: no cover - compiled
-    """Sort the first n words by their upper 32 bits, stable. True when the result lies in `spare`."""
-    counts = np.zeros((3, 2048), dtype=np.int64)
-    for i in range(n):
-        word = data[i]
-        counts[0, (word >> np.uint64(32)) & np.uint64(2047)] += 1
-        counts[1, (word >> np.uint64(43)) & np.uint64(2047)] += 1
-        counts[2, word >> np.uint64(54)] += 1
-    source, target = data, spare
-    swapped = False
-    for digit in range(3):
-        shift = np.uint64(32 + 11 * digit)
-        row = counts[digit]
-        if row[(source[0] >> shift) & np.uint64(2047)] == n:
-            continue
-        position = 0
-        for k in range(2048):
-            count = row[k]
-            row[k] = position
-            position += count
-        for i in range(n):
-            word = source[i]
-            k = (word >> shift) & np.uint64(2047)
-            target[row[k]] = word
-            row[k] += 1
-        source, target = target, source
-        swapped = not swapped
-    return swapped
+@compiled()
+def _bit_length(value):  # pragma: no cover - compiled
+    n = 0
+    while value:
+        n += 1
+        value >>= _ONE
+    return n
 
 
-@njit(cache=True)
-def _insertion_sort(data, low, high):  # pragma: no cover - compiled
+@compiled()
+def _radix_pass(source, target, low, high, shift, width, counts):  # pragma: no cover - compiled
+    """Stable counting sort of source[low:high] by `width` bits from `shift` on. False: nothing to do, nothing moved."""
+    n_buckets = 1 << width
+    mask = np.uint64(n_buckets - 1)
+    counts[:n_buckets] = 0
+    for i in range(low, high):
+        counts[(source[i] >> shift) & mask] += 1
+    if counts[(source[low] >> shift) & mask] == high - low:
+        return False
+    position = low
+    for k in range(n_buckets):
+        count = counts[k]
+        counts[k] = position
+        position += count
+    for i in range(low, high):
+        word = source[i]
+        k = (word >> shift) & mask
+        target[counts[k]] = word
+        counts[k] += 1
+    return True
+
+
+@compiled()
+def _insertion_sort(data, low, high, drop):  # pragma: no cover - compiled
+    """Sort data[low:high] by the words without their lowest `drop` bits, stable."""
     for i in range(low + 1, high):
         word = data[i]
+        key = word >> drop
         k = i - 1
-        while k >= low and data[k] > word:
+        while k >= low and (data[k] >> drop) > key:
             data[k + 1] = data[k]
             k -= 1
         data[k + 1] = word
 
 
-@njit(cache=True)
-def _sort_words(data, spare, n):  # pragma: no cover - compiled
-    """The array, `data` or `spare`, that holds the first n words sorted by their upper 32 bits."""
+@compiled()
+def _sort_run(words, spare, low, high, drop, n_bits, counts):  # pragma: no cover - compiled
+    """Sort words[low:high] in place by their bits `drop` to `drop + n_bits`; higher bits are equal."""
+    if high - low <= 2 * _SHORT_RUN:
+        _insertion_sort(words, low, high, drop)
+        return
+    source, target = words, spare
+    moved = False
+    done = 0
+    while done < n_bits:
+        width = min(_MOST_DIGIT_BITS, n_bits - done)
+        if _radix_pass(source, target, low, high, drop + np.uint64(done), width, counts):
+            source, target = target, source
+            moved = not moved
+        done += width
+    if moved:
+        words[low:high] = spare[low:high]
+
+
+@compiled()
+def _sort_words(data, spare, n, drop, n_bits, counts):  # pragma: no cover - compiled
+    """The array, `data` or `spare`, that holds the first n words sorted by their bits `drop` to `drop + n_bits`.
+
+    Two passes over the highest bits leave hardly any pair undecided; the rest is settled run by run.
+    """
     if n <= _SHORT_RUN:
-        _insertion_sort(data, 0, n)
+        _insertion_sort(data, 0, n, drop)
         return data
-    if _radix_sort(data, spare, n):
-        return spare
-    return data
+    width = min(_MOST_DIGIT_BITS, max(_bit_length(np.uint64(n)) + 1, 6))
+    low_bits = max(n_bits - 2 * width, 0)
+    first = min(width, n_bits - low_bits)
+    shift = drop + np.uint64(low_bits)
+    source, target = data, spare
+    if _radix_pass(source, target, 0, n, shift, first, counts):
+        source, target = target, source
+    second = n_bits - low_bits - first
+    if second > 0 and _radix_pass(source, target, 0, n, shift + np.uint64(first), second, counts):
+        source, target = target, source
+    if low_bits == 0:
+        return source
+    i = 0
+    while i < n:
+        upper = source[i] >> shift
+        word = source[i] >> drop
+        mixed = False
+        j = i + 1
+        while j < n and (source[j] >> shift) == upper:
+            mixed = mixed or (source[j] >> drop) != word
+            j += 1
+        if mixed:
+            _sort_run(source, target, i, j, drop, low_bits, counts)
+        i = j
+    return source
 
 
-@njit(cache=True)
-def _sweep(words, low, high, less, control, two_u, ties, in_block):  # pragma: no cover - compiled
-    """Walk sorted words (key in the upper, group in the lower half); returns controls passed and their own tie term."""
+@compiled()
+def _sweep(words, low, high, drop, less, control, two_u, ties, in_block):  # pragma: no cover - compiled
+    """Walk sorted words (key above the lowest `drop` bits, group in them); controls passed and their own tie term."""
     own_ties = 0
+    mask = (_ONE << drop) - _ONE
     i = low
     while i < high:
-        key = words[i] >> _WORD
+        key = words[i] >> drop
         j = i + 1
-        if j == high or (words[j] >> _WORD) != key:
-            group = np.int64(words[i] & _LOW)
+        if j == high or (words[j] >> drop) != key:
+            group = np.int64(words[i] & mask)
             two_u[group] += 2 * less
             less += group == control
             i = j
             continue
-        while j < high and (words[j] >> _WORD) == key:
+        while j < high and (words[j] >> drop) == key:
             j += 1
         for k in range(i, j):
-            in_block[np.int64(words[k] & _LOW)] += 1
+            in_block[np.int64(words[k] & mask)] += 1
         n_control = in_block[control]
         in_block[control] = 0
         control_ties = n_control * n_control * n_control - n_control
         own_ties += control_ties
         for k in range(i, j):
-            group = np.int64(words[k] & _LOW)
+            group = np.int64(words[k] & mask)
             n_group = in_block[group]
             if n_group > 0:
                 in_block[group] = 0
@@ -199,10 +271,12 @@ def _sweep(words, low, high, less, control, two_u, ties, in_block):  # pragma: n
     return less, own_ties
 
 
-@njit(cache=True)
-def _finish_gene(words, n_negative, n, sizes, control, two_u, ties, stored, in_block):  # pragma: no cover
+@compiled()
+def _finish_gene(
+    words, n_negative, n, drop, sizes, control, two_u, ties, stored, in_block
+):  # pragma: no cover
     """Sums of one gene from its sorted words: negatives, then the zeros as one block, then positives."""
-    less, own_ties = _sweep(words, 0, n_negative, 0, control, two_u, ties, in_block)
+    less, own_ties = _sweep(words, 0, n_negative, drop, 0, control, two_u, ties, in_block)
     zeros_control = sizes[control] - stored[control]
     for group in range(len(sizes)):
         zeros = sizes[group] - stored[group]
@@ -210,87 +284,80 @@ def _finish_gene(words, n_negative, n, sizes, control, two_u, ties, stored, in_b
         pooled = zeros + zeros_control
         ties[group] += pooled * pooled * pooled - pooled
     less += zeros_control
-    less, more_ties = _sweep(words, n_negative, n, less, control, two_u, ties, in_block)
+    less, more_ties = _sweep(words, n_negative, n, drop, less, control, two_u, ties, in_block)
     for group in range(len(sizes)):
         ties[group] += own_ties + more_ties
 
 
-@njit(cache=True, parallel=True)
-def _rank_sums_f32(values, codes, indptr, bounds, sizes, control, two_u, ties):  # pragma: no cover
-    n_groups = len(sizes)
-    for chunk in prange(len(bounds) - 1):
-        longest = 0
-        for gene in range(bounds[chunk], bounds[chunk + 1]):
-            longest = max(longest, indptr[gene + 1] - indptr[gene])
-        data = np.empty(longest, dtype=np.uint64)
-        spare = np.empty(longest, dtype=np.uint64)
-        in_block = np.zeros(n_groups, dtype=np.int64)
-        stored = np.empty(n_groups, dtype=np.int64)
-        gene_u = np.empty(n_groups, dtype=np.int64)
-        gene_ties = np.empty(n_groups, dtype=np.int64)
-        for gene in range(bounds[chunk], bounds[chunk + 1]):
-            start, stop = indptr[gene], indptr[gene + 1]
-            bits = values[start:stop].view(np.uint32)
-            stored[:] = 0
-            gene_u[:] = 0
-            gene_ties[:] = 0
-            n, n_negative = 0, 0
-            for i in range(stop - start):
-                raw = np.uint64(bits[i])
-                if (raw & np.uint64(0x7FFFFFFF)) == 0:
-                    continue
-                group = np.int64(codes[start + i])
-                stored[group] += 1
-                if raw >> np.uint64(31):
-                    raw ^= np.uint64(0xFFFFFFFF)
-                    n_negative += 1
-                else:
-                    raw ^= np.uint64(0x80000000)
-                data[n] = (raw << _WORD) | np.uint64(group)
-                n += 1
-            words = _sort_words(data, spare, n)
-            _finish_gene(words, n_negative, n, sizes, control, gene_u, gene_ties, stored, in_block)
-            for group in range(n_groups):
-                two_u[group, gene] = gene_u[group]
-                ties[group, gene] = gene_ties[group]
+@compiled()
+def _load_keys(bits, signed, codes, start, stop, keys, groups, stored):  # pragma: no cover - compiled
+    """Ordered keys and groups of the non-zero values of one gene; how many, how many of them negative, key range."""
+    wide = bits.itemsize == 8
+    n, n_negative = 0, 0
+    smallest, largest = ~np.uint64(0), np.uint64(0)
+    for i in range(start, stop):
+        raw = np.uint64(bits[i])
+        if signed:
+            if not wide:
+                raw <<= _POSITION_BITS
+            if (raw << _ONE) == 0:
+                continue
+            if raw & _SIGN:
+                raw = ~raw
+                n_negative += 1
+            else:
+                raw |= _SIGN
+            if not wide:
+                raw >>= _POSITION_BITS
+        elif raw == 0:
+            continue
+        group = codes[i]
+        stored[group] += 1
+        keys[n] = raw
+        groups[n] = group
+        smallest, largest = min(smallest, raw), max(largest, raw)
+        n += 1
+    return n, n_negative, smallest, largest
 
 
-@njit(cache=True)
-def _sort_by_low_half(words, keys, low, high, data, spare):  # pragma: no cover - compiled
-    """Order words[low:high], positions in their lower half, by the lower 32 bits of their keys."""
-    n = high - low
+@compiled()
+def _ranked_words(keys, groups, n, n_bits, data, spare, counts):  # pragma: no cover - compiled
+    """Words of (tie block number, group) in the order of the keys, for keys that leave no room for the group."""
+    upper_bits = min(n_bits, 32)
+    shift = np.uint64(n_bits - upper_bits)
     for i in range(n):
-        position = words[low + i] & _LOW
-        data[i] = (keys[position] << _WORD) | position
-    ordered = _sort_words(data, spare, n)
-    for i in range(n):
-        words[low + i] = ordered[i] & _LOW
-
-
-@njit(cache=True)
-def _order_keys(keys, n, data, spare, run_data, run_spare):  # pragma: no cover - compiled
-    """Positions of the first n 64-bit keys in ascending order, in the lower half of the returned words."""
-    for i in range(n):
-        data[i] = (keys[i] & ~_LOW) | np.uint64(i)
-    words = _sort_words(data, spare, n)
+        data[i] = ((keys[i] >> shift) << _POSITION_BITS) | np.uint64(i)
+    words = _sort_words(data, spare, n, _POSITION_BITS, upper_bits, counts)
+    other = spare if words is data else data
     i = 0
     while i < n:
-        upper = words[i] >> _WORD
-        first = keys[words[i] & _LOW]
-        mixed = False
         j = i + 1
-        while j < n and (words[j] >> _WORD) == upper:
-            mixed = mixed or keys[words[j] & _LOW] != first
+        mixed = False
+        while j < n and (words[j] >> _POSITION_BITS) == (words[i] >> _POSITION_BITS):
+            mixed = mixed or keys[words[j] & _LOW] != keys[words[i] & _LOW]
             j += 1
         if mixed:
-            _sort_by_low_half(words, keys, i, j, run_data, run_spare)
+            for k in range(i, j):
+                position = words[k] & _LOW
+                words[k] = (keys[position] << _POSITION_BITS) | position
+            _sort_run(words, other, i, j, _POSITION_BITS, 32, counts)
         i = j
+    block = np.uint64(0)
+    previous = np.uint64(0)
+    for i in range(n):
+        position = words[i] & _LOW
+        key = keys[position]
+        if i > 0 and key != previous:
+            block += _ONE
+        previous = key
+        words[i] = (block << _POSITION_BITS) | np.uint64(groups[position])
     return words
 
 
-@njit(cache=True, parallel=True)
-def _rank_sums_f64(values, codes, indptr, bounds, sizes, control, two_u, ties):  # pragma: no cover
+@compiled(parallel=True)
+def _rank_sums(bits, signed, codes, indptr, bounds, sizes, control, two_u, ties):  # pragma: no cover
     n_groups = len(sizes)
+    group_bits = _bit_length(np.uint64(n_groups - 1))
     for chunk in prange(len(bounds) - 1):
         longest = 0
         for gene in range(bounds[chunk], bounds[chunk + 1]):
@@ -299,50 +366,32 @@ def _rank_sums_f64(values, codes, indptr, bounds, sizes, control, two_u, ties): 
         groups = np.empty(longest, dtype=np.uint32)
         data = np.empty(longest, dtype=np.uint64)
         spare = np.empty(longest, dtype=np.uint64)
-        run_data = np.empty(longest, dtype=np.uint64)
-        run_spare = np.empty(longest, dtype=np.uint64)
+        counts = np.empty(1 << _MOST_DIGIT_BITS, dtype=np.int64)
         in_block = np.zeros(n_groups, dtype=np.int64)
         stored = np.empty(n_groups, dtype=np.int64)
         gene_u = np.empty(n_groups, dtype=np.int64)
         gene_ties = np.empty(n_groups, dtype=np.int64)
         for gene in range(bounds[chunk], bounds[chunk + 1]):
-            start, stop = indptr[gene], indptr[gene + 1]
-            bits = values[start:stop].view(np.uint64)
             stored[:] = 0
             gene_u[:] = 0
             gene_ties[:] = 0
-            n, n_negative = 0, 0
-            for i in range(stop - start):
-                raw = bits[i]
-                if (raw & np.uint64(0x7FFFFFFFFFFFFFFF)) == 0:
-                    continue
-                group = np.int64(codes[start + i])
-                stored[group] += 1
-                if raw >> np.uint64(63):
-                    raw ^= np.uint64(0xFFFFFFFFFFFFFFFF)
-                    n_negative += 1
+            n, n_negative, smallest, largest = _load_keys(
+                bits, signed, codes, indptr[gene], indptr[gene + 1], keys, groups, stored
+            )
+            words = data
+            drop = _POSITION_BITS
+            if n > 0:
+                n_bits = _bit_length(largest - smallest)
+                if n_bits + group_bits <= 64:
+                    drop = np.uint64(group_bits)
+                    for i in range(n):
+                        data[i] = ((keys[i] - smallest) << drop) | np.uint64(groups[i])
+                    words = _sort_words(data, spare, n, drop, n_bits, counts)
                 else:
-                    raw ^= np.uint64(0x8000000000000000)
-                keys[n] = raw
-                groups[n] = np.uint32(group)
-                n += 1
-            words = _order_keys(keys, n, data, spare, run_data, run_spare)
-            _rank_words(words, keys, groups, n)
-            _finish_gene(words, n_negative, n, sizes, control, gene_u, gene_ties, stored, in_block)
+                    for i in range(n):
+                        keys[i] -= smallest
+                    words = _ranked_words(keys, groups, n, n_bits, data, spare, counts)
+            _finish_gene(words, n_negative, n, drop, sizes, control, gene_u, gene_ties, stored, in_block)
             for group in range(n_groups):
                 two_u[group, gene] = gene_u[group]
                 ties[group, gene] = gene_ties[group]
-
-
-@njit(cache=True)
-def _rank_words(words, keys, groups, n):  # pragma: no cover - compiled
-    """Replace ordered positions by words of (tie block number, group)."""
-    block = np.uint64(0)
-    previous = np.uint64(0)
-    for i in range(n):
-        position = words[i] & _LOW
-        key = keys[position]
-        if i > 0 and key != previous:
-            block += np.uint64(1)
-        previous = key
-        words[i] = (block << _WORD) | np.uint64(groups[position])

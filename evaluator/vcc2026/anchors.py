@@ -10,16 +10,16 @@ import numpy as np
 from ...data_specs.errors import InvalidFile, MetricError
 from ...data_specs.issues import first_of, make_issue
 from ...data_specs.joined_source import JoinedSource
-from .bulks import Bulks, measure_bulks
+from .bulks import Bulks
 from .catalog import DE_PREFIX, NORM
 from .cells import Cells
-from .de import DETable, de_table
+from .de import DETable
 from .de_direction import nmae_gate
 from .de_pair import DEPanel
 from .expression import BulkPanel
 from .measure import measure, needs_bulk, needs_de
 from .panel import TruthCells
-from .sides import RealSide
+from .sides import RealSide, measure_groups
 from .targets import TargetRule
 
 BASE_SEED = 0
@@ -187,10 +187,8 @@ def _score_split(
 
 
 def _measure_half(truth: TruthCells, cells: Cells, want_de: bool, threads: int | None) -> Half:
-    bulks = measure_bulks([cells], len(truth.perturbations) + 1, len(truth.genes))
-    if not want_de:
-        return Half(bulks, None)
-    return Half(bulks, de_table([cells], n_cells=bulks.n_cells, mean_cpm=bulks.mean_cpm, threads=threads))
+    n = len(truth.perturbations)
+    return Half(*measure_groups(cells, n + 1, len(truth.genes), need_de=want_de, threads=threads))
 
 
 def _bulk_panel(truth: TruthCells, real: Bulks, pred: Bulks, rule: TargetRule) -> BulkPanel:

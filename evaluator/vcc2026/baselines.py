@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +12,8 @@ import scipy.sparse as sp
 
 from ...data_specs.errors import MetricError
 from ...data_specs.h5ad import DEFAULT_BLOCK_BYTES, RowBlock
-from ...data_specs.memory_source import MemorySource
 from .bulks import Bulks
-from .cells import Cells, n_rows
+from .cells import Cells, HeldRows, n_rows
 from .panel import TruthCells
 from .sides import PredSide, RealSide, measure_pred
 from .targets import TargetRule, gene_index
@@ -169,13 +167,9 @@ def collect_rows(cells: Cells) -> sp.csr_array:
     return sp.csr_array(sp.vstack(parts, format="csr"))
 
 
-def memory_cells(rows: sp.csr_array, genes: Sequence[str], groups: np.ndarray, *, name: str) -> Cells:
-    """Rows in memory as `Cells`."""
-    import pandas as pd
-
-    obs = pd.DataFrame(index=range(n_rows(rows)))
-    holder = SimpleNamespace(X=rows, obs=obs, var_names=list(genes), uns={}, obs_names=obs.index)
-    return Cells(MemorySource(holder, name=name), np.ascontiguousarray(groups, dtype=np.int64))
+def held_cells(rows: sp.csr_array, *, name: str) -> Cells:
+    """Canonical rows in memory, or mapped, as `Cells` of group 0."""
+    return Cells(HeldRows(rows, name=name), np.zeros(n_rows(rows), np.int64))
 
 
 class TiledRows:
@@ -187,7 +181,11 @@ class TiledRows:
         self._profile = profile
 
     def row_blocks(
-        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[RowBlock]:
         """The rows as CSR blocks."""
         genes = np.flatnonzero(self._profile)
@@ -207,7 +205,11 @@ class ScaledRows:
         self._rows, self._draws, self._scale = rows, draws, scale
 
     def row_blocks(
-        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, canonical: bool = True
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[RowBlock]:
         """The rows as CSR blocks without zeros."""
         per_row = 12 * max(1, self._rows.nnz // max(1, n_rows(self._rows)))

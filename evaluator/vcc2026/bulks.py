@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...data_specs.errors import MetricError
+from ..kernels.blocks import count_genes, gene_chunks
+from ..kernels.threads import numba_threads
 from .cells import Cells, cell_divisors, group_sizes, totals_of
 from .kernels import add_group_sums, add_leave_one_out
+from .rank_keys import PartCounts
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 BULK_TARGET_SUM = 5e4
 # The power series in L/(T-L) holds to 1e-14 up to here; a group has at most 30 cells beyond.
@@ -49,8 +56,78 @@ def log_bulk(sums: np.ndarray, target_sum: float = BULK_TARGET_SUM) -> np.ndarra
     return np.log1p(sums * factor[:, None])
 
 
+@dataclass(frozen=True)
+class FirstPass:
+    """What one pass over the cells gave.
+
+    Attributes
+    ----------
+    n_cells, sums, scaled, stored
+        Per group: cells and sums of counts and of counts per million, shape (n_groups,) and (n_groups, n_genes); values
+        per gene, shape (n_genes,).
+    totals
+        Row totals of every block, for each part of the cells.
+    counts
+        The different counts of every row, for each part; None where values are no whole numbers.
+    """
+
+    n_cells: np.ndarray
+    sums: np.ndarray
+    scaled: np.ndarray
+    stored: np.ndarray
+    totals: list[list[np.ndarray]]
+    counts: list[PartCounts | None]
+
+    @property
+    def mean_cpm(self) -> np.ndarray:
+        """Mean over cells of counts per million, shape (n_groups, n_genes); zeros for a group without cells."""
+        return self.scaled / np.maximum(self.n_cells, 1)[:, None]
+
+    def joined(self, other: FirstPass) -> FirstPass:
+        """The parts of both, in this order; sums per group stay those of `self`."""
+        return replace(
+            self,
+            stored=self.stored + other.stored,
+            totals=self.totals + other.totals,
+            counts=self.counts + other.counts,
+        )
+
+
+def first_pass(
+    parts: Sequence[Cells], n_groups: int, n_genes: int, *, with_counts: bool, threads: int | None = None
+) -> FirstPass:
+    """Read the cells once. `with_counts` also notes the different counts of every row, for the ranks of tests."""
+    sums, scaled = np.zeros((n_groups, n_genes)), np.zeros((n_groups, n_genes))
+    stored = np.zeros(n_genes, dtype=np.int64)
+    totals: list[list[np.ndarray]] = []
+    counts: list[PartCounts | None] = []
+    bounds: np.ndarray | None = None
+    with numba_threads(threads) as n_threads:
+        for part in parts:
+            totals.append([])
+            noted = PartCounts() if with_counts else None
+            for rows, codes in part.blocks():
+                if bounds is None:
+                    seen = count_genes(rows.indices, rows.indptr, codes, n_genes, n_threads)
+                    bounds = gene_chunks(seen, n_threads)
+                total = totals_of(rows)
+                divisors = cell_divisors(total)
+                entries = (rows.data, rows.indices, rows.indptr)
+                add_group_sums(*entries, codes, divisors, bounds, sums, scaled, stored)
+                totals[-1].append(total)
+                if noted is not None and not noted.add(rows, codes, divisors, n_threads):
+                    noted = None
+            counts.append(noted)
+    return FirstPass(group_sizes(parts, n_groups), sums, scaled, stored, totals, counts)
+
+
 def measure_bulks(
-    parts: Sequence[Cells], n_groups: int, n_genes: int, *, target_sum: float = BULK_TARGET_SUM
+    parts: Sequence[Cells],
+    n_groups: int,
+    n_genes: int,
+    *,
+    target_sum: float = BULK_TARGET_SUM,
+    threads: int | None = None,
 ) -> Bulks:
     """Bulks of every group of cells. `parts` are read twice; a group may be spread over several parts.
 
@@ -59,76 +136,87 @@ def measure_bulks(
     MetricError
         Values are not counts: a cell's total exceeds that of its group.
     """
-    sums = np.zeros((n_groups, n_genes))
-    scaled = np.zeros_like(sums)
-    totals: list[list[np.ndarray]] = []
-    for part in parts:
-        totals.append([])
-        for rows, codes in part.blocks():
-            total = totals_of(rows)
-            add_group_sums(rows.data, rows.indices, rows.indptr, codes, cell_divisors(total), sums, scaled)
-            totals[-1].append(total)
-    n_cells = group_sizes(parts, n_groups)
-    noise = _jackknife(parts, totals, sums, n_cells, target_sum)
-    mean_cpm = scaled / np.maximum(n_cells, 1)[:, None]
-    return Bulks(n_cells, sums, log_bulk(sums, target_sum), noise, mean_cpm)
+    first = first_pass(parts, n_groups, n_genes, with_counts=False, threads=threads)
+    jackknife = Jackknife(first, target_sum=target_sum, threads=threads)
+    for part, totals in zip(parts, first.totals, strict=True):
+        for (rows, codes), total in zip(part.blocks(), totals, strict=True):
+            jackknife.add(rows, codes, total)
+    return finished_bulks(first, jackknife)
 
 
-def _jackknife(
-    parts: Sequence[Cells],
-    totals: list[list[np.ndarray]],
-    sums: np.ndarray,
-    n_cells: np.ndarray,
-    target_sum: float,
-) -> np.ndarray:
-    """Delete-one jackknife variance of each bulk, summed over genes, shape (n_groups,).
+def finished_bulks(first: FirstPass, jackknife: Jackknife) -> Bulks:
+    """Bulks after the jackknife saw all cells."""
+    bulk = log_bulk(first.sums, jackknife.target_sum)
+    return Bulks(first.n_cells, first.sums, bulk, jackknife.noise(), first.mean_cpm)
+
+
+class Jackknife:
+    """Delete-one jackknife variance of each bulk, summed over genes, gathered block by block in a second pass.
 
     Cells without a gene differ only by e = L/(T-L): log1p(a(1+e)) - log1p(a) = log1p(e*a/(1+a)), so power sums
     of e give their share for all genes at once; stored entries add their difference to it.
     """
-    group_totals = sums.sum(axis=1)
-    usable = (n_cells >= 2) & (group_totals > 0)
-    a = target_sum * sums / np.where(usable, group_totals, 1.0)[:, None]
-    weights = a / (1.0 + a)
-    first, second = np.zeros_like(sums), np.zeros_like(sums)
-    powers = np.zeros((SERIES_TERMS, len(sums)))
-    bulk = log_bulk(sums, target_sum)
-    for part, part_totals in zip(parts, totals, strict=True):
-        for (rows, codes), total in zip(part.blocks(), part_totals, strict=True):
-            known = (codes >= 0) & usable[codes]
-            remaining = np.where(known, group_totals[codes] - total, 0.0)
-            remaining = _checked_remaining(remaining, total)
-            alone = known & (remaining == 0) & (total > 0)
-            excess = np.divide(total, remaining, out=np.zeros_like(total), where=remaining > 0)
-            near = known & (excess <= SERIES_LIMIT) & ~alone
-            _add_powers(powers, codes[near], excess[near])
-            for row in np.flatnonzero(known & (excess > SERIES_LIMIT)):
-                value = np.log1p(excess[row] * weights[codes[row]])
-                first[codes[row]] += value
-                second[codes[row]] += value * value
-            for row in np.flatnonzero(alone):
-                first[codes[row]] -= bulk[codes[row]]
-                second[codes[row]] += bulk[codes[row]] ** 2
-            active = np.where(known, codes, -1)
+
+    def __init__(self, first: FirstPass, *, target_sum: float = BULK_TARGET_SUM, threads: int | None = None):
+        self.target_sum, self._threads, self._n_cells, self._sums = (
+            target_sum,
+            threads,
+            first.n_cells,
+            first.sums,
+        )
+        self._totals = first.sums.sum(axis=1)
+        self._usable = (first.n_cells >= 2) & (self._totals > 0)
+        a = (target_sum * first.sums) / np.where(self._usable, self._totals, 1.0)[:, None]
+        a /= 1.0 + a
+        self._weights = a
+        self._first, self._second = np.zeros_like(first.sums), np.zeros_like(first.sums)
+        self._powers = np.zeros((SERIES_TERMS, len(first.sums)))
+        self._stored = first.stored
+
+    def add(self, rows: sp.csr_array, codes: np.ndarray, total: np.ndarray) -> None:
+        """Add a block of rows with their totals. Raises `MetricError` when a total exceeds that of its group."""
+        known = (codes >= 0) & self._usable[codes]
+        remaining = np.where(known, self._totals[codes] - total, 0.0)
+        remaining = _checked_remaining(remaining, total)
+        alone = known & (remaining == 0) & (total > 0)
+        excess = np.divide(total, remaining, out=np.zeros_like(total), where=remaining > 0)
+        near = known & (excess <= SERIES_LIMIT) & ~alone
+        _add_powers(self._powers, codes[near], excess[near])
+        for row in np.flatnonzero(known & (excess > SERIES_LIMIT)):
+            value = np.log1p(excess[row] * self._weights[codes[row]])
+            self._first[codes[row]] += value
+            self._second[codes[row]] += value * value
+        for row in np.flatnonzero(alone):
+            bulk = log_bulk(self._sums[codes[row]][None], self.target_sum)[0]
+            self._first[codes[row]] -= bulk
+            self._second[codes[row]] += bulk**2
+        with numba_threads(self._threads) as n_threads:
             add_leave_one_out(
                 rows.data,
                 rows.indices,
                 rows.indptr,
-                active,
+                np.where(known, codes, -1),
                 remaining,
                 excess,
-                sums,
-                weights,
-                target_sum,
-                first,
-                second,
+                gene_chunks(self._stored, n_threads),
+                self._sums,
+                self._weights,
+                self.target_sum,
+                self._first,
+                self._second,
             )
-    base_first, base_second = _series(powers, weights)
-    first += base_first
-    second += base_second
-    n = np.maximum(n_cells, 2).astype(float)
-    spread = (second - first * first / n[:, None]).sum(axis=1)
-    return np.where(usable, np.maximum((n - 1) / n * spread, 0.0), 0.0)
+
+    def noise(self) -> np.ndarray:
+        """The variance of each group, float64, shape (n_groups,); 0 for fewer than two cells or no counts."""
+        first, second = _series(self._powers, self._weights)
+        first += self._first
+        second += self._second
+        n = np.maximum(self._n_cells, 2).astype(float)
+        first *= first
+        first /= n[:, None]
+        second -= first
+        spread = second.sum(axis=1)
+        return np.where(self._usable, np.maximum((n - 1) / n * spread, 0.0), 0.0)
 
 
 def _checked_remaining(remaining: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -14,9 +14,8 @@ import scipy.sparse as sp
 from ...data_specs.errors import UsageError
 from ...data_specs.spec_models import Edition
 from ..bundles import Bundle, named_contexts, new_bundle, read_manifest
-from .baselines import collect_rows, memory_cells
+from .baselines import collect_rows, held_cells
 from .bulks import Bulks
-from .cells import n_rows
 from .columns import Ends
 from .de import DETable
 from .references import read_anchor, read_baseline
@@ -68,7 +67,7 @@ class TruthBundle(Bundle):
             tuple(entry["perturbations"]),
             genes,
             Bulks(**{name: load(f"bulk_{name}") for name in _BULK_NAMES}),
-            memory_cells(rows, genes, np.zeros(n_rows(rows), np.int64), name=f"{self.name} control"),
+            held_cells(rows, name=f"{self.name} control"),
             DETable(**{name: load(f"de_{name}") for name in _DE_NAMES}),
         )
 

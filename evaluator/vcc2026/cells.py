@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ...data_specs.errors import ShapeError
-from ...data_specs.h5ad import DEFAULT_BLOCK_BYTES, RowBlock
+from ...data_specs.h5ad import DEFAULT_BLOCK_BYTES, RowBlock, row_windows
+from ..kernels.blocks import row_chunks
+from ..kernels.threads import numba_threads
 from .kernels import row_sums
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 CELL_TARGET_SUM = 1e6
+OnRows = Callable[[int, int], None]
 
 
 class RowSource(Protocol):
@@ -31,16 +34,23 @@ class RowSource(Protocol):
     @property
     def n_vars(self) -> int: ...
 
-    def row_blocks(self, *, max_bytes: int = ..., canonical: bool = True) -> Iterator[RowBlock]: ...
+    def row_blocks(
+        self, *, max_bytes: int = ..., canonical: bool = True, wanted: np.ndarray | None = None
+    ) -> Iterator[RowBlock]: ...
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,)."""
+    """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,).
+
+    `memory` is the caller's budget in bytes; `on_rows` is called with (rows done, rows in all) while blocks are read.
+    """
 
     source: RowSource
     groups: np.ndarray
     block_bytes: int = DEFAULT_BLOCK_BYTES
+    memory: int | None = None
+    on_rows: OnRows | None = None
 
     def __post_init__(self) -> None:
         if len(self.groups) != self.source.n_obs:
@@ -48,14 +58,42 @@ class Cells:
 
     def blocks(self) -> Iterator[tuple[sp.csr_array, np.ndarray]]:
         """(rows, group codes) in file order and dtype, canonical; blocks without a wanted row are left out."""
-        for block in self.source.row_blocks(max_bytes=self.block_bytes):
+        for block in self.source.row_blocks(max_bytes=self.block_bytes, wanted=self.groups >= 0):
             codes = self.groups[block.start : block.stop]
             if (codes >= 0).any():
                 yield block.matrix, codes
+                if self.on_rows is not None:
+                    self.on_rows(block.stop, self.source.n_obs)
 
     def with_groups(self, groups: np.ndarray) -> Cells:
         """The same source under other group codes."""
-        return Cells(self.source, np.ascontiguousarray(groups, dtype=np.int64), self.block_bytes)
+        return replace(self, groups=np.ascontiguousarray(groups, dtype=np.int64))
+
+
+class HeldRows:
+    """A source of canonical rows, in memory or mapped; its blocks are views, for readers that change nothing."""
+
+    def __init__(self, rows: sp.csr_array, *, name: str):
+        self.name, self.path, self.rows = name, Path(name), rows
+        self.n_obs, self.n_vars = n_rows(rows), int(rows.shape[1])  # type: ignore[index]
+
+    def row_blocks(
+        self,
+        *,
+        max_bytes: int = DEFAULT_BLOCK_BYTES,
+        canonical: bool = True,
+        wanted: np.ndarray | None = None,
+    ) -> Iterator[RowBlock]:
+        """The rows as CSR blocks; see `H5ad.row_blocks`."""
+        import scipy.sparse as sp
+
+        data, indices, indptr = self.rows.data, self.rows.indices, self.rows.indptr
+        per_block = max(1, max_bytes // (data.itemsize + indices.itemsize))
+        for start, stop in row_windows(np.diff(indptr), per_block):
+            if wanted is None or wanted[start:stop].any():
+                part = slice(int(indptr[start]), int(indptr[stop]))
+                block = (data[part], indices[part], indptr[start : stop + 1] - indptr[start])
+                yield RowBlock(start, sp.csr_array(block, shape=(stop - start, self.n_vars), copy=False))
 
 
 def n_rows(rows: sp.csr_array) -> int:
@@ -63,10 +101,11 @@ def n_rows(rows: sp.csr_array) -> int:
     return len(rows.indptr) - 1
 
 
-def totals_of(rows: sp.csr_array) -> np.ndarray:
+def totals_of(rows: sp.csr_array, threads: int | None = None) -> np.ndarray:
     """The float64 total of each row, shape (n_rows,), added in stored order."""
     out = np.empty(n_rows(rows))
-    row_sums(rows.data, rows.indptr, out)
+    with numba_threads(threads) as n_threads:
+        row_sums(rows.data, rows.indptr, row_chunks(rows.indptr, n_threads), out)
     return out
 
 

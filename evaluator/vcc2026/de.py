@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ...data_specs.errors import MetricError
+from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
 from ..kernels.ranksum import GeneColumns, rank_sums
-from .bulks import Bulks
-from .cells import Cells, cell_divisors, totals_of
-from .kernels import count_slots, pick_entries, place_entries
+from ..kernels.threads import numba_threads
+from ..memory import column_bytes
+from .bulks import FirstPass, first_pass
+from .cells import Cells, cell_divisors
+from .rank_keys import rank_tables
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 MIN_CONTROL_CPM = 5.0
 FOLD_CHANGE_EPSILON = 1e-9
 ALPHA = 0.05
-COLUMN_BUDGET_BYTES = 2**30
-_BYTES_PER_VALUE = 12
+OnBlock: TypeAlias = "Callable[[int, sp.csr_array, np.ndarray, np.ndarray], None]"
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ def de_table(
     *,
     n_cells: np.ndarray,
     mean_cpm: np.ndarray,
-    budget_bytes: int = COLUMN_BUDGET_BYTES,
+    first: FirstPass | None = None,
+    on_block: OnBlock | None = None,
+    budget_bytes: int | None = None,
     threads: int | None = None,
 ) -> DETable:
     """Tests of every group against the last one, the control.
@@ -59,8 +67,13 @@ def de_table(
         Cells whose group codes are rows of `mean_cpm`; the control is the last group.
     n_cells, mean_cpm
         Cells per group, shape (n_groups,), and mean counts per million, shape (n_groups, n_genes).
+    first
+        A first pass over the same parts with their counts; None: it is made here.
+    on_block
+        Called once with (number of the part, rows, group codes, row totals) of every block, while the tests read it.
     budget_bytes
-        Memory for the values of one block of genes; fewer bytes mean more passes over the cells.
+        Memory for the values of one block of genes; fewer bytes mean more passes over the cells. None: what the
+        memory budget of the cells leaves.
 
     Raises
     ------
@@ -73,15 +86,18 @@ def de_table(
         raise MetricError(
             "no gene has more than 5 counts per million in the control cells, so nothing can be tested."
         )
+    if first is None:
+        first = first_pass(parts, len(n_cells), mean_cpm.shape[1], with_counts=True, threads=threads)
     p_value = np.empty((control, len(genes)))
     done = 0
-    for columns in _column_blocks(parts, genes, mean_cpm.shape[1], budget_bytes):
+    for columns in _column_blocks(parts, first, genes, len(n_cells), budget_bytes, on_block, threads):
         two_u, ties = rank_sums(columns, n_cells, control, threads=threads)
         block = slice(done, done + columns.n_genes)
         p_value[:, block] = rank_sum_p(
             two_u[:control], ties[:control], n_cells[:control, None], int(n_cells[control])
         )
         done += columns.n_genes
+        del columns
     fold = np.log2(
         (mean_cpm[:control, genes] + FOLD_CHANGE_EPSILON) / (mean_cpm[control, genes] + FOLD_CHANGE_EPSILON)
     )
@@ -104,64 +120,63 @@ def rank_sum_p(two_u: np.ndarray, ties: np.ndarray, n1: np.ndarray, n2: int) -> 
 
 
 def adjust(p_value: np.ndarray) -> np.ndarray:
-    """Benjamini-Hochberg within each row over its non-NaN values; NaN stays NaN."""
-    from scipy.stats import false_discovery_control
+    """Benjamini-Hochberg within each row over its non-NaN values; NaN stays NaN.
 
+    Equal to `scipy.stats.false_discovery_control(row, method="bh")`.
+    """
     out = np.full_like(p_value, np.nan)
     for row, values in enumerate(p_value):
         known = ~np.isnan(values)
-        if known.any():
-            out[row, known] = false_discovery_control(values[known], method="bh")
+        listed = values[known]
+        order = np.argsort(listed)
+        n = len(listed)
+        adjusted = listed[order] * (n / np.arange(1, n + 1))
+        adjusted = np.minimum.accumulate(adjusted[::-1])[::-1]
+        back = np.empty(n)
+        back[order] = np.clip(adjusted, 0.0, 1.0)
+        out[row, known] = back
     return out
 
 
-def control_bulk_last(pred: Bulks, real: Bulks) -> tuple[np.ndarray, np.ndarray]:
-    """(cells per group, mean CPM) of `pred` followed by the control, the last row of `real`."""
-    return np.append(pred.n_cells, real.n_cells[-1]), np.vstack([pred.mean_cpm, real.mean_cpm[-1]])
-
-
 def _column_blocks(
-    parts: Sequence[Cells], genes: np.ndarray, n_genes: int, budget_bytes: int
+    parts: Sequence[Cells],
+    first: FirstPass,
+    genes: np.ndarray,
+    n_groups: int,
+    budget_bytes: int | None,
+    on_block: OnBlock | None,
+    threads: int | None,
 ) -> Iterator[GeneColumns]:
-    """log1p of counts per million of the wanted genes, gene-major, as many genes at a time as the budget holds."""
-    slots = np.full(n_genes, -1, dtype=np.int64)
-    slots[genes] = np.arange(len(genes))
-    counts = np.zeros(len(genes), dtype=np.int64)
-    for part in parts:
-        for rows, codes in part.blocks():
-            count_slots(rows.indices, rows.indptr, codes, slots, counts)
-    start = 0
-    while start < len(genes):
-        ends = np.cumsum(counts[start:])
-        fit = int(np.searchsorted(ends, budget_bytes // _BYTES_PER_VALUE, side="right"))
-        stop = start + max(fit, 1)
-        slots[:] = -1
-        slots[genes[start:stop]] = np.arange(len(genes[start:stop]))
-        yield _collect(parts, slots, counts[start:stop])
-        start = stop
+    """log1p of counts per million of the wanted genes, or their ranks, gene-major, as many as the budget holds."""
+    counts = [part for part in first.counts if part is not None]
+    tables = rank_tables(counts) if len(counts) == len(parts) else None
+    dtype = np.dtype(np.float64 if tables is None else np.uint32)
+    per_value = dtype.itemsize + code_dtype(n_groups).itemsize
+    stored = first.stored[genes]
+    budget = column_bytes(parts[0].memory) if budget_bytes is None else budget_bytes
+    for start, stop in gene_blocks(stored, max_values=max(1, budget // per_value)):
+        buffer = GeneMajorBuffer(
+            stored, start, stop, dtype=dtype, n_groups=n_groups, threads=threads, genes=genes
+        )
+        for number, part in enumerate(parts):
+            for block, (rows, codes) in enumerate(part.blocks()):
+                total = first.totals[number][block]
+                if start == 0 and on_block is not None:
+                    on_block(number, rows, codes, total)
+                if tables is None:
+                    buffer.add(_ranked_values(rows, total), codes)
+                else:
+                    with numba_threads(threads) as n_threads:
+                        buffer.add(tables[number].ranked(block, rows, n_threads), codes)
+        columns = buffer.columns()
+        del buffer
+        yield columns
+        del columns
 
 
-def _collect(parts: Sequence[Cells], slots: np.ndarray, counts: np.ndarray) -> GeneColumns:
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    values = np.empty(indptr[-1])
-    groups = np.empty(indptr[-1], dtype=np.int32)
-    cursor = indptr[:-1].copy()
-    for part in parts:
-        for rows, codes in part.blocks():
-            found = np.empty(rows.nnz)
-            found_slots = np.empty(rows.nnz, dtype=np.int64)
-            found_groups = np.empty(rows.nnz, dtype=np.int32)
-            n = pick_entries(
-                rows.data,
-                rows.indices,
-                rows.indptr,
-                codes,
-                cell_divisors(totals_of(rows)),
-                slots,
-                found,
-                found_slots,
-                found_groups,
-            )
-            # The ranked value is numpy's float64 log1p of the divided count: ties depend on exactly this.
-            place_entries(np.log1p(found[:n]), found_slots[:n], found_groups[:n], cursor, values, groups)
-    return GeneColumns(values, groups, indptr)
+def _ranked_values(rows: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
+    """log1p of counts per million, float64. The ranked value is numpy's float64 log1p of the divided count."""
+    import scipy.sparse as sp
+
+    values = rows.data / np.repeat(cell_divisors(totals), np.diff(rows.indptr))
+    return sp.csr_array((np.log1p(values, out=values), rows.indices, rows.indptr), shape=rows.shape)

@@ -14,8 +14,11 @@ from ...data_specs.h5ad import DEFAULT_BLOCK_BYTES
 from ...data_specs.issues import Issue, first_of, make_issue, sort_issues
 from ...data_specs.sources import Source
 from ...data_specs.spec_models import Edition
+from ..kernels.blocks import row_chunks
+from ..kernels.threads import numba_threads
 from ..score_options import ScoreOptions
-from .cells import Cells, totals_of
+from .cells import Cells
+from .kernels import check_rows
 
 MAX_CELL_TOTAL = 1e6
 WHOLE_TOLERANCE = 1e-6
@@ -65,7 +68,9 @@ def read_truth(
         values that are not counts (codes E582 to E592).
     """
     issues = [*_label_issues(truth, columns), *_gene_name_issues(truth)]
-    issues += value_issues(truth, block_bytes=options.block_bytes, max_cell_total=max_cell_total)
+    issues += value_issues(
+        truth, block_bytes=options.block_bytes, max_cell_total=max_cell_total, threads=options.threads
+    )
     panels = []
     if columns.perturbation in truth.obs_columns:
         labels = truth.labels(columns.perturbation)
@@ -78,7 +83,7 @@ def read_truth(
             if not perturbations:
                 issues.append(_issue("E592", truth, columns, "0", "at least one"))
             groups = _group_codes(labels.codes, names, rows, perturbations, columns.control)
-            cells = Cells(truth, groups, options.block_bytes)
+            cells = Cells(truth, groups, options.block_bytes, options.memory)
             panels.append(TruthCells(context, perturbations, tuple(str(g) for g in truth.genes), cells))
     if issues:
         raise InvalidFile(sort_issues(issues))
@@ -111,6 +116,7 @@ def match_prediction(
         allow_fractional=allow_fractional,
         block_bytes=options.block_bytes,
         max_cell_total=max_cell_total,
+        threads=options.threads,
     )
     matched: list[Cells] = []
     notes: list[str] = []
@@ -137,7 +143,7 @@ def match_prediction(
                     )
                 )
             groups = _group_codes(labels.codes, names, rows, perturbations, None)
-            matched.append(Cells(pred, groups, options.block_bytes))
+            matched.append(Cells(pred, groups, options.block_bytes, options.memory))
     if issues:
         raise InvalidFile(sort_issues(issues))
     return matched, notes
@@ -149,19 +155,22 @@ def value_issues(
     allow_fractional: bool = False,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     max_cell_total: float = MAX_CELL_TOTAL,
+    threads: int | None = None,
 ) -> list[Issue]:
     """What X holds that counts do not: NaN or infinity, negative values, fractions, cells above the limit."""
     nonfinite = negative = fractional = large = 0
     worst = (0.0, -1)
     for block in source.row_blocks(max_bytes=block_bytes):
-        data = block.matrix.data
-        if data.dtype.kind == "f":
-            finite = np.isfinite(data)
-            nonfinite += int((~finite).sum())
-            known = data if finite.all() else data[finite]
-            fractional += int((np.abs(known - np.rint(known)) > data.dtype.type(WHOLE_TOLERANCE)).sum())
-        negative += int((data < 0).sum())
-        totals = totals_of(block.matrix)
+        data, indptr = block.matrix.data, block.matrix.indptr
+        totals = np.empty(len(indptr) - 1)
+        with numba_threads(threads) as n_threads:
+            chunks = row_chunks(indptr, n_threads)
+            tally = np.zeros((len(chunks) - 1, 3), dtype=np.int64)
+            # The tolerance is compared in the precision of the data.
+            tolerance: Any = WHOLE_TOLERANCE if data.dtype.kind != "f" else data.dtype.type(WHOLE_TOLERANCE)
+            check_rows(data, indptr, chunks, tolerance, totals, tally)
+        found = tally.sum(axis=0)
+        nonfinite, negative, fractional = nonfinite + found[0], negative + found[1], fractional + found[2]
         with np.errstate(invalid="ignore"):
             over = np.flatnonzero(totals > max_cell_total)
         large += len(over)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,10 +137,10 @@ def _score_cells(
         genes=truths[0].genes,
     )
     results = []
-    for i, (context, cells) in enumerate(zip(truths, matched, strict=True)):
-        progress(i, len(truths), f"truth {context.context}".strip())
-        real = measure_real(context, need_de=needs_de(names), threads=options.threads)
-        progress(i, len(truths), f"prediction {context.context}".strip())
+    for context, cells in zip(truths, matched, strict=True):
+        shown = replace(context, cells=_with_progress(context.cells, progress, f"truth {context.context}"))
+        real = measure_real(shown, need_de=needs_de(names), threads=options.threads)
+        cells = _with_progress(cells, progress, f"prediction {context.context}")
         results.append(score_context(cells, real, names, rule, threads=options.threads, truth=context))
     return results, notes
 
@@ -167,10 +167,15 @@ def _score_bundle(
         genes=sides[0].genes,
     )
     results = []
-    for i, (real, cells) in enumerate(zip(sides, matched, strict=True)):
-        progress(i, len(sides), f"prediction {real.context}".strip())
+    for real, cells in zip(sides, matched, strict=True):
+        cells = _with_progress(cells, progress, f"prediction {real.context}")
         results.append(score_context(cells, real, names, rule, threads=options.threads))
     return results, notes
+
+
+def _with_progress(cells: Cells, progress: Progress, text: str) -> Cells:
+    """The same cells, which tell how far they are read."""
+    return replace(cells, on_rows=lambda done, total: progress(done, total, text.strip()))
 
 
 def score_context(

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bulks import Bulks, measure_bulks
+from .bulks import Bulks, Jackknife, finished_bulks, first_pass, measure_bulks
 from .cells import Cells
-from .de import DETable, control_bulk_last, de_table
+from .de import DETable, de_table
 from .de_pair import DEPanel
 from .expression import BulkPanel
 from .targets import TargetRule
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
+
     from .panel import TruthCells
 
 
@@ -45,10 +47,7 @@ class PredSide:
 def measure_real(truth: TruthCells, *, need_de: bool, threads: int | None = None) -> RealSide:
     """The truth's side from its cells."""
     n = len(truth.perturbations)
-    bulks = measure_bulks([truth.cells], n + 1, len(truth.genes))
-    table = None
-    if need_de:
-        table = de_table([truth.cells], n_cells=bulks.n_cells, mean_cpm=bulks.mean_cpm, threads=threads)
+    bulks, table = measure_groups(truth.cells, n + 1, len(truth.genes), need_de=need_de, threads=threads)
     control = truth.cells.with_groups(np.where(truth.cells.groups == n, 0, -1))
     return RealSide(truth.context, truth.perturbations, truth.genes, bulks, control, table)
 
@@ -56,13 +55,56 @@ def measure_real(truth: TruthCells, *, need_de: bool, threads: int | None = None
 def measure_pred(cells: Cells, real: RealSide, *, need_de: bool, threads: int | None = None) -> PredSide:
     """The prediction's side; `cells.groups` are positions in the truth's perturbations."""
     n = len(real.perturbations)
-    bulks = measure_bulks([cells], n, len(real.genes))
-    table = None
-    if need_de:
-        n_cells, mean_cpm = control_bulk_last(bulks, real.bulks)
-        control = real.control.with_groups(np.where(real.control.groups == 0, n, -1))
-        table = de_table([cells, control], n_cells=n_cells, mean_cpm=mean_cpm, threads=threads)
+    bulks, table = measure_groups(
+        cells, n, len(real.genes), need_de=need_de, control=real.control, real=real.bulks, threads=threads
+    )
     return PredSide(bulks, table)
+
+
+def measure_groups(
+    cells: Cells,
+    n_groups: int,
+    n_genes: int,
+    *,
+    need_de: bool,
+    control: Cells | None = None,
+    real: Bulks | None = None,
+    threads: int | None = None,
+) -> tuple[Bulks, DETable | None]:
+    """Bulks of the groups, and their tests against the last group, or against `control` (group 0) measured in `real`.
+
+    The cells are read twice, and once more for every further block of genes that the tests' memory needs.
+    """
+    if not need_de:
+        return measure_bulks([cells], n_groups, n_genes, threads=threads), None
+    first = first_pass([cells], n_groups, n_genes, with_counts=True, threads=threads)
+    jackknife = Jackknife(first, threads=threads)
+
+    def on_block(part: int, rows: sp.csr_array, codes: np.ndarray, totals: np.ndarray) -> None:
+        if part == 0:
+            jackknife.add(rows, codes, totals)
+
+    if control is None or real is None:
+        table = de_table(
+            [cells],
+            n_cells=first.n_cells,
+            mean_cpm=first.mean_cpm,
+            first=first,
+            on_block=on_block,
+            threads=threads,
+        )
+        return finished_bulks(first, jackknife), table
+    tested = control.with_groups(np.where(control.groups == 0, n_groups, -1))
+    both = first.joined(first_pass([tested], n_groups + 1, n_genes, with_counts=True, threads=threads))
+    table = de_table(
+        [cells, tested],
+        n_cells=np.append(first.n_cells, real.n_cells[-1]),
+        mean_cpm=np.vstack([first.mean_cpm, real.mean_cpm[-1]]),
+        first=both,
+        on_block=on_block,
+        threads=threads,
+    )
+    return finished_bulks(first, jackknife), table
 
 
 def bulk_panel(real: RealSide, pred: PredSide, rule: TargetRule) -> BulkPanel:
