@@ -1,4 +1,4 @@
-"""Submission containers of both challenge years: open one safely for reading, write the 2025 one.
+"""Submission containers of both challenge years, opened safely for reading; `container_write` writes them.
 
 A `.vcc` is a tar of a zstd-compressed h5ad and a marker: `watermark.txt` (2025) or `meta.json` (2026). Reading never
 extracts by name: the one member `pred.h5ad.zst` is decompressed as a stream into a temporary file with a name of ours.
@@ -7,18 +7,15 @@ extracts by name: the one member `pred.h5ad.zst` is decompressed as a stream int
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shlex
-import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
-from .atomic import atomic_file
 from .errors import InvalidFile, OutputError
 from .issues import Issue, first_of, make_issue
 from .tar_members import (
@@ -37,10 +34,10 @@ from .zstd_stream import PAYLOAD, decompress, no_space, payload_problem
 
 Container = Literal["h5ad", "vcc2025", "vcc2026"]
 WATERMARK, META = "watermark.txt", "meta.json"
+META_SCHEMA = 1
 WATERMARK_BYTES = b"vcc-prep"
 MAX_META_BYTES = 64 * 1024
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_TAR_RECORD = 20 * BLOCK
 
 
 @dataclass(frozen=True)
@@ -334,80 +331,3 @@ def _unpack(path: Path, payload: Member, target: Path) -> None:
     if head != _HDF5_SIGNATURE:
         found = f"a file that starts with {head!r}" if head else "an empty file"
         raise payload_problem("E511", path, found, "an HDF5 file")
-
-
-def write_vcc2025(
-    h5ad_path: str | os.PathLike[str], out: str | os.PathLike[str], *, threads: int = 1
-) -> dict[str, Any]:
-    """Write the 2025 container of an h5ad: an uncompressed GNU tar of `pred.h5ad.zst` and `watermark.txt`.
-
-    The bytes depend only on the h5ad and the zstd version: members have mode 0644, owner 0 and time 0, and the zstd
-    frame (level 3) is the multithreaded one whatever `threads`. The result is read back and compared before it
-    appears at `out`.
-
-    Returns
-    -------
-    `{"h5ad_sha256", "h5ad_bytes", "payload_bytes", "bytes", "zstd"}`.
-
-    Raises
-    ------
-    OutputError
-        The disk is full, the folder cannot be written, or the read-back differs.
-    """
-    import zstandard
-
-    source = Path(h5ad_path)
-    size = source.stat().st_size
-    digest = hashlib.sha256()
-    with atomic_file(out) as part:
-        with part.open("wb") as tar, source.open("rb") as plain:
-            tar.write(bytes(BLOCK))
-            options = {"level": 3, "write_checksum": True, "write_content_size": True}
-            frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            _, payload_bytes = frame.copy_stream(cast("IO[bytes]", _Hashed(plain, digest)), tar, size=size)
-            tar.write(bytes(-payload_bytes % BLOCK))
-            tar.write(_header(WATERMARK, len(WATERMARK_BYTES)))
-            tar.write(WATERMARK_BYTES.ljust(BLOCK, b"\0"))
-            end = tar.tell() + 2 * BLOCK
-            tar.write(bytes(2 * BLOCK + -end % _TAR_RECORD))
-            total = tar.tell()
-            tar.seek(0)
-            tar.write(_header(PAYLOAD, payload_bytes))
-        if _payload_sha256(part) != digest.hexdigest():
-            raise OutputError(
-                f"{out}: what was written does not read back equal; nothing was kept. Check the disk."
-            )
-    version = ".".join(str(n) for n in zstandard.ZSTD_VERSION)
-    return {
-        "h5ad_sha256": digest.hexdigest(),
-        "h5ad_bytes": size,
-        "payload_bytes": payload_bytes,
-        "bytes": total,
-        "zstd": version,
-    }
-
-
-class _Hashed:
-    def __init__(self, stream: IO[bytes], digest: Any):
-        self._stream, self._digest = stream, digest
-
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._digest.update(piece)
-        return piece
-
-
-def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    return info.tobuf(format=tarfile.GNU_FORMAT)
-
-
-def _payload_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_archive(path) as stream:
-        payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
-        stream.seek(payload.offset)
-        for piece in decompress(stream, payload.size, path):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -157,7 +157,7 @@ def _check_context(context: str | None, source: Part, column: str, *, several: b
     has = column in source.obs_columns
     if context is None and several and not has:
         raise UsageError(
-            f"{source.name}: has no column {column!r}; name its context as --truth CONTEXT={source.path}."
+            f"{source.name}: has no column {column!r}; name its context as CONTEXT={source.path}."
         )
     own = source.labels(column).categories if has else ()
     if context is not None and len(own) > 1:

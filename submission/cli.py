@@ -33,16 +33,23 @@ _MODES = ("tile", "shift", "scale", "counts", "thin")
     epilog="Example: vcbench pack RUN --edition vcc2025 --genes gene_names.csv --perts pert_counts.csv "
     "--controls train.h5ad -o entry.vcc"
 )
-@click.argument("pred", type=click.Path())
+@click.argument("pred", nargs=-1, required=True, metavar="[CONTEXT=]PRED...")
 @edition_option()
 @click.option("--genes", type=click.Path(), help="Official gene list (CSV); genes are put in its order.")
 @click.option(
     "--perts", type=click.Path(), help="Official perturbation list (CSV), with n_cells where given."
 )
 @click.option(
-    "--controls", type=click.Path(), help="File with control cells, for the entry and for emission."
+    "--controls",
+    multiple=True,
+    metavar="[CONTEXT=]FILE",
+    help="File with control cells, for the entry and for emission. Repeat it for several files.",
 )
-@click.option("--contexts", help="Use only these contexts, separated by commas.")
+@click.option(
+    "--contexts",
+    metavar="A,B,C",
+    help="Use only these contexts; where the edition requires contexts, exactly these.",
+)
 @click.option(
     "--cells", "n_cells", type=click.IntRange(min=1), help="Cells per perturbation, for mean effects."
 )
@@ -72,9 +79,10 @@ _MODES = ("tile", "shift", "scale", "counts", "thin")
 @quiet_option
 @format_option
 def pack(
-    pred: str,
+    pred: tuple[str, ...],
     edition: str,
     contexts: str | None,
+    controls: tuple[str, ...],
     output_format: str,
     quiet: bool,
     **options: Any,
@@ -86,7 +94,8 @@ def pack(
     result = run_pack(
         pred,
         edition,
-        contexts=[c.strip() for c in contexts.split(",")] if contexts else None,
+        contexts=[name.strip() for name in contexts.split(",") if name.strip()] if contexts else None,
+        controls=controls or None,
         progress=progress,
         **options,
     )

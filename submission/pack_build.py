@@ -19,7 +19,8 @@ from ..data_specs.normalize import median_total
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixMeta, StandardMeta
 from ..evaluator.reference_files import PerturbationList
-from .emission import EmissionReport, Space, amplify, choose_mode
+from .control_pool import ControlPool
+from .emission import GUARD, EmissionReport, Space, amplify, choose_mode
 from .pack_inputs import NO_CONTEXT, Part, Problems
 from .pack_rows import (
     EmittedRows,
@@ -27,6 +28,7 @@ from .pack_rows import (
     Group,
     Logged,
     Normalised,
+    Pools,
     Progress,
     Rows,
     control_pool,
@@ -44,7 +46,8 @@ _BYTES_PER_ENTRY = 8
 class Draft:
     """What will be written: mean profiles as they are (`means`), or `emitted` and file rows in order.
 
-    `record` goes into the manifest; `two_steps` says that emitted counts pass through a temporary file.
+    `record` goes into the manifest. Counts that are `rescaled` to a median over all rows are emitted in `two_steps`,
+    through a temporary file.
     """
 
     record: dict[str, Any]
@@ -54,10 +57,11 @@ class Draft:
     controls: FileRows | None = None
     means: np.ndarray | None = None
     kind: MatrixMeta = field(default_factory=lambda: MatrixMeta("counts"))
+    rescaled: bool = False
 
     @property
     def two_steps(self) -> bool:
-        return self.emitted is not None and self.emitted.space == "counts"
+        return self.rescaled and self.emitted is not None and self.emitted.space == "counts"
 
     def reports(self) -> list[EmissionReport]:
         """One report per emitted group, after writing."""
@@ -66,7 +70,7 @@ class Draft:
 
 @dataclass
 class Build:
-    """Checked inputs of one pack. Gene positions (`order`) are those of the entry."""
+    """Checked inputs of one pack. Gene positions (`order`) are those of the entry; `contexts` those it must hold."""
 
     edition: Edition
     options: PackOptions
@@ -77,12 +81,18 @@ class Build:
     control_part: Part | None
     control_order: np.ndarray | None
     problems: Problems
+    contexts: tuple[str, ...] | None = None
     progress: Progress | None = None
 
     @property
     def standard(self) -> bool:
         """Whether the entry has the standard columns (editions of our own) or the challenge's."""
         return self.edition.file.perturbation_column == PERTURBATION
+
+    @property
+    def counts_only(self) -> bool:
+        """Whether the edition takes raw counts and nothing else."""
+        return self.edition.file.matrix == "counts"
 
     def plan(self) -> Draft:
         """Decide rows and scale; estimates but writes nothing. Raises `InvalidFile` with all problems."""
@@ -91,6 +101,7 @@ class Build:
             draft = self._mean_draft()
         else:
             draft = self._cell_draft()
+        draft.rescaled = not self.standard and not self.counts_only
         self._count_rows(draft)
         self.problems.stop()
         return draft
@@ -112,9 +123,12 @@ class Build:
             raise UsageError(
                 "--mode, --cells and --effect-scale are for mean effects; this prediction holds cells."
             )
+        if self.counts_only and part.matrix.kind != "counts":
+            self.problems.add("E539", part.source, "/X", "log1p cells", "raw counts, or mean profiles")
+            self.problems.stop()
         own_controls = part.control_rows()
         wants = self.edition.panel.control == "required"
-        if self.control_part is not None and len(own_controls):
+        if wants and self.control_part is not None and len(own_controls):
             raise UsageError(f"{part.source.name} has control cells of its own; leave --controls out.")
         if wants and not len(own_controls) and self.control_part is None:
             self._no_controls()
@@ -130,12 +144,9 @@ class Build:
     def _mean_draft(self) -> Draft:
         part, options = self.part, self.options
         rows = np.flatnonzero(part.keep & ~part.is_control)
-        profiles = np.concatenate(
-            [
-                np.empty((0, len(self.genes))),
-                *(b.toarray() for b in self._rows(part, self.order, rows).blocks()),
-            ]
-        )
+        predicted = self._rows(part, self.order, rows)
+        blocks = [block.toarray() for block in predicted.blocks()]
+        profiles = np.concatenate(blocks) if blocks else np.empty((0, len(self.genes)))
         target_sum = part.matrix.target_sum
         if part.matrix.kind != "log1p" or target_sum is None:
             found = f"{part.matrix.kind}, target sum {target_sum}"
@@ -151,53 +162,54 @@ class Build:
         wants = self.edition.panel.control == "required"
         if self.control_part is None and (wants or options.effect_scale != 1.0):
             self._no_controls()
-        pools = self._pools(sorted({str(c) for c, _ in keys}), float(target_sum or 1.0))
-        profiles, amplified = self._amplified(keys, profiles, pools)
-        record: dict[str, Any] = {"amplified": amplified, "notes": self._notes()}
+        target_sum = float(target_sum or 1.0)
+        pools = self._pools(sorted({str(c) for c, _ in keys}), target_sum)
+        outside = not GUARD[0] <= options.effect_scale <= GUARD[1]
+        record: dict[str, Any] = {"amplified": outside, "notes": self._notes()}
         if as_means:
             record |= {"rows": "mean", "mode": None, "mode_reason": "mean profiles are kept as they are"}
-            size = profiles.size * 4
-            return Draft(
-                record, size, means=profiles, predicted=self._rows(part, self.order, rows), kind=part.matrix
-            )
-        first = next(iter(pools.values()), None)
+            profiles = self._amplified(keys, profiles, pools)
+            return Draft(record, profiles.size * 4, means=profiles, predicted=predicted, kind=part.matrix)
+        first = pools.get(str(keys[0][0])) if keys else None
         space: Space = "log1p" if (options.mode or self.edition.emission) in ("tile", "shift") else "counts"
         mode, reason = choose_mode(self.edition.emission, first, space, options.mode)
-        space = "log1p" if mode in ("tile", "shift") and self.edition.file.matrix != "counts" else "counts"
+        space = "log1p" if mode in ("tile", "shift") and not self.counts_only else "counts"
         groups = self._groups(keys, profiles)
         emitted = EmittedRows(
-            groups, pools, mode, space, options.seed, float(target_sum or 1.0), self.progress
+            groups, pools, mode, space, options.seed, target_sum, options.effect_scale, self.progress
         )
         controls = self._control_rows() if wants and self.control_part is not None else None
         record |= {"rows": "cell", "mode": mode, "mode_reason": reason}
-        stored = sum(self._stored(g, pools.get(g.context), mode) * g.n_cells for g in groups)
+        stored = sum(self._stored(g, first, mode) * g.n_cells for g in groups)
         if controls is not None and self.control_part is not None and self.control_part.scan is not None:
             stored += self.control_part.scan.n_nonzero
         kind = MatrixMeta("log1p" if space == "log1p" else "counts", target_sum)
         return Draft(record, int(stored) * _BYTES_PER_ENTRY, emitted, None, controls, kind=kind)
 
-    def _stored(self, group: Group, pool: Any, mode: str) -> float:
+    def _stored(self, group: Group, pool: ControlPool | None, mode: str) -> float:
         if mode == "tile" or pool is None:
             return float((group.profile > 0).sum())
         return float(len(group.profile)) if mode == "shift" else pool.median_detected
 
-    def _amplified(
-        self, keys: Sequence[tuple[Any, Any]], profiles: np.ndarray, pools: dict[str, Any]
-    ) -> tuple[np.ndarray, bool]:
+    def _amplified(self, keys: Sequence[tuple[Any, Any]], profiles: np.ndarray, pools: Pools) -> np.ndarray:
         factor = self.options.effect_scale
         if factor == 1.0:
-            return profiles, False
-        scaled = [
-            amplify(p, pools[str(c)].log_mean, factor) for (c, _), p in zip(keys, profiles, strict=True)
-        ]
-        return np.array([p for p, _ in scaled]), any(flag for _, flag in scaled)
+            return profiles
+        out = np.array(profiles, dtype=np.float64)
+        for i in sorted(range(len(keys)), key=lambda i: str(keys[i][0])):
+            pool = pools.get(str(keys[i][0]))
+            if pool is not None:
+                out[i], _ = amplify(out[i], pool.log_mean, factor)
+        return out
 
     def _groups(self, keys: Sequence[tuple[Any, Any]], profiles: np.ndarray) -> list[Group]:
         groups, unknown = [], []
         at = {(str(c), str(p)): i for i, (c, p) in enumerate(keys)}
+        contexts = self.contexts or tuple(sorted({context for context, _ in at}))
+        listed = {c: self.expected.expected(c) if self.expected else {} for c in contexts}
         for (context, perturbation), i in at.items():
-            listed = self.expected.expected(context).get(perturbation) if self.expected else None
-            n = self.options.n_cells or listed or self.edition.panel.cells_per_perturbation
+            wanted = listed.get(context, {}).get(perturbation)
+            n = self.options.n_cells or wanted or self.edition.panel.cells_per_perturbation
             if n is None:
                 unknown.append(perturbation)
                 continue
@@ -206,33 +218,34 @@ class Build:
             found = f"no number for {len(unknown):,} perturbations (first: {unknown[0]!r})"
             self.problems.add("E533", self.part.source, "", found, "a list with n_cells, or --cells")
             self.problems.stop()
-        if self.expected:
-            place = {name: i for i, name in enumerate(self.expected.expected(None))}
-            groups.sort(key=lambda g: (g.context, place.get(g.perturbation, len(place))))
+        place = {c: {name: i for i, name in enumerate(listed[c])} for c in contexts}
+        order = {c: i for i, c in enumerate(contexts)}
+        groups.sort(
+            key=lambda g: (order[g.context], place[g.context].get(g.perturbation, len(place[g.context])))
+        )
         return groups
 
-    def _pools(self, contexts: Sequence[str], target_sum: float) -> dict[str, Any]:
+    def _pools(self, contexts: Sequence[str], target_sum: float) -> Pools:
+        """The control cells of the contexts, read one context at a time; missing ones are refused now."""
         if self.control_part is None:
-            return {}
-        pools = {}
-        for context in contexts:
-            rows = self._control_rows(context or None)
-            if not len(rows.positions):
+            return Pools(lambda context: None)
+        matrix = self.control_part.matrix
+        rows = {context: self._control_rows(context or None) for context in contexts}
+        for context, found_rows in rows.items():
+            if not len(found_rows.positions):
                 found = f"{int((self.control_part.is_control).sum()):,} control cells, none of {context!r}"
                 self.problems.add(
                     "E530", self.control_part.source, f"/obs/{CONTEXT}", found, f"cells of {context!r}"
                 )
-                continue
-            matrix = self.control_part.matrix
-            if matrix.kind == "log1p" and matrix.target_sum not in (None, target_sum):
-                found = f"target sum {matrix.target_sum:g}"
-                self.problems.add("E534", self.control_part.source, "/X", found, f"{target_sum:g}, or counts")
-                continue
-            pools[context] = control_pool(
-                rows, context, target_sum=target_sum, kind=matrix.kind, seed=self.options.seed
-            )
+        if contexts and matrix.kind == "log1p" and matrix.target_sum not in (None, target_sum):
+            found = f"target sum {matrix.target_sum:g}"
+            self.problems.add("E534", self.control_part.source, "/X", found, f"{target_sum:g}, or counts")
         self.problems.stop()
-        return pools
+        return Pools(
+            lambda context: control_pool(
+                rows[context], context, target_sum=target_sum, kind=matrix.kind, seed=self.options.seed
+            )
+        )
 
     def _no_controls(self) -> None:
         self.problems.add(
@@ -282,8 +295,13 @@ class Build:
                 uns = self._standard_uns(draft, "cell")
                 obs = _obs(parts, PERTURBATION, CONTROL, with_context=True)
             else:
-                parts, facts, uns = self._challenge_scale(draft, parts)
-                obs = _obs(parts, self.edition.file.perturbation_column, self.edition.file.control_label)
+                uns = {}
+                if not self.counts_only:
+                    parts, facts, uns = self._challenge_scale(draft, parts)
+                rules = self.edition.file
+                obs = _obs(
+                    parts, rules.perturbation_column, rules.control_label, with_context=rules.context_required
+                )
             return facts | write_rows(path, parts, genes=self.genes, obs=obs, uns=uns)
 
     def _through_file(self, emitted: EmittedRows, work: Path, stack: ExitStack) -> FileRows:

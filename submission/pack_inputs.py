@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..data_specs.matrix_scan import MatrixScan, constant_scale, scale_tolerance
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixKind, MatrixMeta, StandardMeta, read_meta
+from ..evaluator.reference_files import PerturbationList
 
 PREDICTION_NAME = "prediction.h5ad"
 NO_CONTEXT = ""
@@ -86,6 +87,7 @@ class Problems:
                 expected=expected,
                 file=shlex.quote(str(path)),
                 edition=self.edition,
+                perts="PERTS.csv",
             )
         )
 
@@ -124,10 +126,12 @@ def read_part(
         CONTROL if column == PERTURBATION and standard else edition.file.control_label
     )
     perturbation = _labels(source, column, control)
-    context = _contexts(source)
+    context = _contexts(source, edition, options.contexts)
     keep = np.ones(source.n_obs, dtype=bool)
     if options.contexts and (context != NO_CONTEXT).any():
         keep &= np.isin(context, options.contexts)
+    if edition.file.context_required and not controls_only:
+        _context_problems(source, context, options.contexts, problems)
     if controls_only:
         keep &= perturbation == CONTROL
     else:
@@ -135,7 +139,7 @@ def read_part(
         if len(nameless):
             found = f"{len(nameless):,} rows (first: row {nameless[0]:,})"
             problems.add("E526", source, f"/obs/{column}", found, "a label in every row")
-    if source.n_obs and not keep.any() and not controls_only:
+    if source.n_obs and not keep.any() and not controls_only and not edition.file.context_required:
         found = first_of(sorted(set(context)))
         problems.add("E531", source, f"/obs/{CONTEXT}", found, " or ".join(options.contexts))
     genes = list(source.genes)
@@ -160,11 +164,29 @@ def _labels(source: Source, column: str, control: str) -> np.ndarray:
     return np.array([*table, ""], dtype=object)[labels.codes]
 
 
-def _contexts(source: Source) -> np.ndarray:
+def _contexts(source: Source, edition: Edition, asked: tuple[str, ...]) -> np.ndarray:
+    """The context of each row, "" where it is missing; a file without the column is of the one context asked for."""
     if CONTEXT not in source.obs_columns:
-        return np.full(source.n_obs, NO_CONTEXT, dtype=object)
+        only = asked[0] if len(asked) == 1 and edition.file.context_required else NO_CONTEXT
+        return np.full(source.n_obs, only, dtype=object)
     labels = source.labels(CONTEXT)
     return np.array([*(str(c) for c in labels.categories), NO_CONTEXT], dtype=object)[labels.codes]
+
+
+def _context_problems(
+    source: Source, context: np.ndarray, asked: tuple[str, ...], problems: Problems
+) -> None:
+    """Rows without a context (E538), and contexts asked for that no row has (E537)."""
+    missing = np.flatnonzero(context == NO_CONTEXT)
+    if len(missing):
+        found = f"{len(missing):,} rows (first: row {missing[0]:,})"
+        problems.add("E538", source, f"/obs/{CONTEXT}", found, "a context in every row")
+        return
+    present = set(context)
+    absent = [name for name in asked if name not in present]
+    if absent:
+        found = f"{first_of(absent)} without a row; rows of {first_of(sorted(present))}"
+        problems.add("E537", source, f"/obs/{CONTEXT}", found, ", ".join(asked))
 
 
 def _matrix(
@@ -231,12 +253,23 @@ def gene_order(source: Source, genes: Sequence[str] | None, problems: Problems) 
     return np.array([position.get(gene, -1) for gene in own], dtype=np.int64)
 
 
-def check_list(part: Part, expected: dict[str, Any], problems: Problems) -> None:
-    """Listed perturbations that the prediction lacks (E521), and others that it has (E522)."""
-    found = {name for name in part.perturbation[part.keep] if name not in ("", CONTROL)}
-    missing, extra = sorted(set(expected) - found), sorted(found - set(expected))
-    place = "/obs"
+def check_list(part: Part, listed: PerturbationList, edition: Edition, problems: Problems) -> None:
+    """Listed perturbations that the prediction lacks (E521), and others that it has (E522), context by context."""
+    missing: list[str] = []
+    extra: list[str] = []
+    by_context = edition.file.context_column is not None and (
+        edition.file.context_required or listed.has_contexts
+    )
+    used = part.keep & ~part.is_control & (part.perturbation != "")
+    for context in sorted(set(part.context[used])) if by_context else [None]:
+        here = used if context is None else used & (part.context == context)
+        wanted = listed.expected(context or None)
+        found = set(part.perturbation[here])
+        suffix = f" in {context}" if context else ""
+        missing += [f"{name}{suffix}" for name in sorted(set(wanted) - found)]
+        extra += [f"{name}{suffix}" for name in sorted(found - set(wanted))]
+    n_listed = len(listed.rows)
     if missing:
-        problems.add("E521", part.source, place, f"without {first_of(missing)}", f"{len(expected):,} listed")
+        problems.add("E521", part.source, "/obs", f"without {first_of(missing)}", f"{n_listed:,} listed")
     if extra:
-        problems.add("E522", part.source, place, first_of(extra), f"only the {len(expected):,} listed")
+        problems.add("E522", part.source, "/obs", first_of(extra), f"only the {n_listed:,} listed")

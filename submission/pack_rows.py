@@ -15,7 +15,7 @@ from ..data_specs.h5ad_write import write_h5ad_stream
 from ..data_specs.normalize import lognormalize
 from ..data_specs.sources import Source
 from .control_pool import ControlPool
-from .emission import EmissionReport, GroupEmission, Mode, Space, group_seed
+from .emission import EmissionReport, GroupEmission, Mode, Space, amplify, group_seed
 
 MAX_POOL_CELLS = 4096
 Progress = Callable[[int, int], None]
@@ -68,16 +68,35 @@ class Group:
     n_cells: int
 
 
+class Pools:
+    """The control cells of each context, read when asked for; only the last one is kept."""
+
+    def __init__(self, make: Callable[[str], ControlPool | None]):
+        self._make = make
+        self._last: tuple[str, ControlPool | None] | None = None
+
+    def get(self, context: str) -> ControlPool | None:
+        """The pool of a context; None where emission goes without control cells."""
+        if self._last is None or self._last[0] != context:
+            self._last = None
+            self._last = (context, self._make(context))
+        return self._last[1]
+
+
 @dataclass
 class EmittedRows:
-    """Cells of the groups, one group after the other; `reports` fill as the blocks are drawn."""
+    """Cells of the groups, one group after the other; `reports` fill as the blocks are drawn.
+
+    `pools` gives the control cells of a context; groups of one context stand together, so one pool at a time is held.
+    """
 
     groups: Sequence[Group]
-    pools: dict[str, ControlPool]
+    pools: Pools
     mode: Mode
     space: Space
     seed: int
     target_sum: float
+    effect_scale: float = 1.0
     progress: Progress | None = None
     reports: list[EmissionReport] = field(default_factory=list)
 
@@ -96,9 +115,13 @@ class EmittedRows:
     def blocks(self) -> Iterator[sp.csr_array]:
         self.reports = []
         for done, group in enumerate(self.groups):
+            pool = self.pools.get(group.context)
+            profile = group.profile
+            if self.effect_scale != 1.0 and pool is not None:
+                profile, _ = amplify(profile, pool.log_mean, self.effect_scale)
             emission = GroupEmission(
-                group.profile,
-                self.pools.get(group.context),
+                profile,
+                pool,
                 n_cells=group.n_cells,
                 mode=self.mode,
                 rng_seed=self.seed,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_specs.atomic import check_output, write_text
-from ..data_specs.containers import open_entry, write_vcc2025
+from ..data_specs.container_write import write_vcc2025, write_vcc2026
 from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue
@@ -27,13 +27,15 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
 from ..data_specs.temporary import remove_leftovers, temporary_path
-from ..evaluator.reference_files import read_gene_list, read_perturbation_list
+from ..evaluator.reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
 from ..evaluator.validation import validate
+from ..evaluator.vcc2026.fingerprints import perturbations_fingerprint
 from .emission import check_effect_scale
 from .emission_rules import Mode
 from .pack_build import Build, Draft
-from .pack_inputs import Problems, ReadOptions, check_list, gene_order, prediction_path, read_part
+from .pack_inputs import Problems, ReadOptions, check_list, gene_order, read_part
 from .pack_rows import Progress
+from .pack_sources import Files, NamedFile, in_memory, named_files, open_source, prediction_files
 
 MANIFEST_SUFFIX = ".manifest.json"
 _SPACE_MARGIN = 32 * 2**20
@@ -82,7 +84,7 @@ def pack(
     out: str | os.PathLike[str],
     genes: str | os.PathLike[str] | None = None,
     perts: str | os.PathLike[str] | None = None,
-    controls: str | os.PathLike[str] | None = None,
+    controls: Files | None = None,
     contexts: Sequence[str] | None = None,
     n_cells: int | None = None,
     mode: Mode | None = None,
@@ -102,16 +104,18 @@ def pack(
     Parameters
     ----------
     pred
-        Cells or mean effects (`.h5ad`, `.vcc`, AnnData in memory), or a run folder with `prediction.h5ad`.
+        Cells or mean effects (`.h5ad`, `.vcc`, AnnData in memory), or a run folder with `prediction.h5ad`. Several
+        files, or `{context: file}` and `"CONTEXT=FILE"`, are read as one prediction.
     out
         `.vcc` or `.h5ad`; `out` + `.manifest.json` is written beside it.
     genes, perts
         The official lists. Genes are put into list order; a list with `n_cells` says how many cells each target gets.
     controls
-        A file whose control cells are copied into the entry (where the edition wants them) and that emission starts
-        from. The prediction's own control cells are used when it has some.
+        Files (as `pred`) whose control cells are copied into the entry (where the edition wants them) and that
+        emission starts from. The prediction's own control cells are used when it has some.
     contexts
-        Use only these contexts of the prediction.
+        Use only these contexts of the prediction. Where the edition requires contexts, the entry must hold exactly
+        these; default: those of the `manifest.json` beside the lists.
     n_cells
         Cells per (context, perturbation) for mean effects; goes before the list's numbers.
     mode
@@ -124,7 +128,7 @@ def pack(
     Raises
     ------
     InvalidFile
-        Problems of the inputs (codes E520 to E536) or of the result; nothing is left behind.
+        Problems of the inputs (codes E520 to E539) or of the result; nothing is left behind.
     OutputError
         The output exists, is a folder or an input, or the disk is full.
     UsageError
@@ -133,45 +137,115 @@ def pack(
     chosen = load_edition(edition) if isinstance(edition, str) else edition
     check_effect_scale(effect_scale)
     problems = Problems(chosen.id)
-    in_memory = hasattr(pred, "obs") and hasattr(pred, "X")
-    path = None if in_memory else prediction_path(pred, problems)
-    inputs = {"prediction": path, "genes": genes, "perturbations": perts, "controls": controls}
-    files = {role: Path(p) for role, p in inputs.items() if p is not None}
-    target = _checked_target(Path(out), chosen, list(files.values()), force)
+    inputs = Inputs(
+        prediction=() if in_memory(pred) else tuple(prediction_files(pred, problems)),
+        controls=() if controls is None else tuple(named_files(controls, "--controls")),
+        genes=None if genes is None else Path(genes),
+        perts=None if perts is None else Path(perts),
+    )
+    target = _checked_target(Path(out), chosen, inputs.paths(), force)
+    asked, manifest = _required_contexts(chosen, inputs, contexts, problems)
     options = PackOptions(
         n_cells=n_cells,
         mode=mode,
         seed=seed,
         effect_scale=effect_scale,
-        contexts=tuple(contexts or ()),
-        read=ReadOptions(pert_col, control, matrix, target_sum, tuple(contexts or ())),
+        contexts=asked,
+        read=ReadOptions(pert_col, control, matrix, target_sum, asked),
     )
     folder = target.absolute().parent
     remove_leftovers(folder)
     with ExitStack() as stack:
-        source = MemorySource(pred) if path is None else _opened(stack, path, folder)
-        control_source = _opened(stack, files["controls"], folder) if "controls" in files else None
-        build = _build(source, control_source, chosen, options, files, problems)
+        source = open_source(stack, inputs.prediction, folder) if inputs.prediction else MemorySource(pred)
+        control_source = open_source(stack, inputs.controls, folder) if inputs.controls else None
+        build = _build(source, control_source, chosen, options, inputs, problems)
         build.progress = progress
         draft = build.plan()
-        record = _record(chosen, options, files, draft)
+        record = _record(chosen, options, inputs, draft)
         if dry_run:
-            return PackResult(None, None, record, (), _again(path, chosen, files, target))
+            return PackResult(None, None, record, (), _again(chosen, inputs, options, target))
         work = stack.enter_context(temporary_path(folder, ".pack"))
         _check_space(folder, draft, target)
         try:
             work.mkdir()
-            return _written(build, draft, record, chosen, files, target, work, threads)
+            return _written(build, draft, record, inputs, manifest, target, work, threads)
         except OutputError as error:
             raise OutputError(str(error).replace(f"{work}{os.sep}", f"{folder}{os.sep}")) from error
         except OSError as error:
             raise _disk_error(target, error) from error
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The files of one pack. `prediction` is empty for an AnnData in memory."""
+
+    prediction: tuple[NamedFile, ...]
+    controls: tuple[NamedFile, ...]
+    genes: Path | None
+    perts: Path | None
+
+    def paths(self) -> list[Path]:
+        """All of them."""
+        lists = [path for path in (self.genes, self.perts) if path is not None]
+        return [*(path for _, path in (*self.prediction, *self.controls)), *lists]
+
+    def words(self, edition: Edition) -> list[str]:
+        """The command that packs these files, without options and output."""
+        named = [_named(item) for item in self.prediction] or ["PRED.h5ad"]
+        words = ["vcbench", "pack", *named, "--edition", edition.id]
+        for option, path in (("--genes", self.genes), ("--perts", self.perts)):
+            words += [] if path is None else [option, str(path)]
+        for item in self.controls:
+            words += ["--controls", _named(item)]
+        return words
+
+    def facts(self) -> dict[str, Any]:
+        """Role to path, size and hash; a list where a role has several files."""
+        roles: dict[str, Any] = {}
+        for role, named in (("prediction", self.prediction), ("controls", self.controls)):
+            listed = [
+                {"path": str(path), **_file_facts(path), **({"context": c} if c else {})} for c, path in named
+            ]
+            if listed:
+                roles[role] = listed[0] if len(listed) == 1 else listed
+        for role, path in (("genes", self.genes), ("perturbations", self.perts)):
+            if path is not None:
+                roles[role] = {"path": str(path), **_file_facts(path)}
+        return roles
+
+
+def _named(item: NamedFile) -> str:
+    context, path = item
+    return str(path) if context is None else f"{context}={path}"
+
+
+def _required_contexts(
+    edition: Edition, inputs: Inputs, contexts: Sequence[str] | None, problems: Problems
+) -> tuple[tuple[str, ...], Manifest | None]:
+    """The contexts asked for or, where the edition requires them, those of the manifest; and the manifest."""
+    if not edition.file.context_required:
+        return tuple(contexts or ()), None
+    manifest: Manifest | None = None
+    try:
+        manifest = find_manifest((inputs.genes, inputs.perts))
+    except InvalidFile as error:
+        problems.issues += [] if contexts else error.issues
+    required = tuple(contexts or (manifest.contexts if manifest else edition.panel.contexts) or ())
+    where = inputs.prediction[0][1] if inputs.prediction else Path("AnnData")
+    if not required:
+        expected = "--contexts A,B,C or a manifest.json"
+        problems.add("E411", where, "/obs", "no list of contexts", expected)
+    if edition.panel.perturbation_list == "required" and inputs.perts is None:
+        problems.add("E407", where, "/obs", "no perturbation list", "--perts CSV")
+    problems.stop()
+    return required, manifest
+
+
 def _checked_target(out: Path, edition: Edition, inputs: list[Path], force: bool) -> Path:
     target = check_output(out, inputs=inputs, force=force)
     check_output(_manifest_of(target), inputs=inputs, force=force)
-    container = "vcc2025" if target.suffix.lower() == ".vcc" else "h5ad"
+    vcc = next((name for name in edition.file.containers if name != "h5ad"), "a .vcc")
+    container = vcc if target.suffix.lower() == ".vcc" else "h5ad"
     if target.suffix.lower() not in (".vcc", ".h5ad"):
         raise UsageError(f"{out}: an entry is named .vcc or .h5ad.")
     if container not in edition.file.containers:
@@ -184,33 +258,24 @@ def _manifest_of(entry: Path) -> Path:
     return entry.with_name(entry.name + MANIFEST_SUFFIX)
 
 
-def _opened(stack: ExitStack, path: Path, tmp: Path) -> Source:
-    entry = stack.enter_context(open_entry(path, tmp=tmp))
-    source = stack.enter_context(H5ad(entry.h5ad))
-    source.path = path
-    return source
-
-
 def _build(
     source: Source,
     control_source: Source | None,
     edition: Edition,
     options: PackOptions,
-    files: dict[str, Path],
+    inputs: Inputs,
     problems: Problems,
 ) -> Build:
     """Everything read and checked; raises `InvalidFile` with all problems at once."""
-    listed = read_gene_list(files["genes"]).genes if "genes" in files else None
+    listed = read_gene_list(inputs.genes).genes if inputs.genes is not None else None
     columns = tuple(dict.fromkeys((edition.file.perturbation_column, "target_gene", "perturbation")))
     expected = None
-    if "perturbations" in files:
-        expected = read_perturbation_list(
-            files["perturbations"], columns=columns, control=edition.file.control_label
-        )
+    if inputs.perts is not None:
+        expected = read_perturbation_list(inputs.perts, columns=columns, control=edition.file.control_label)
     part = read_part(source, edition, options.read, problems)
     order = gene_order(source, listed, problems)
     if part is not None and expected is not None:
-        check_list(part, expected.expected(None), problems)
+        check_list(part, expected, edition, problems)
     genes = [str(g) for g in source.genes] if listed is None else list(listed)
     control_part = control_order = None
     if control_source is not None:
@@ -220,7 +285,10 @@ def _build(
     problems.stop()
     if part is None:
         raise InvalidFile(problems.issues)
-    return Build(edition, options, part, order, genes, expected, control_part, control_order, problems)
+    contexts = options.contexts if edition.file.context_required else None
+    return Build(
+        edition, options, part, order, genes, expected, control_part, control_order, problems, contexts
+    )
 
 
 def _check_space(folder: Path, draft: Draft, target: Path) -> None:
@@ -235,16 +303,16 @@ def _written(
     build: Build,
     draft: Draft,
     record: dict[str, Any],
-    edition: Edition,
-    files: dict[str, Path],
+    inputs: Inputs,
+    manifest: Manifest | None,
     target: Path,
     work: Path,
     threads: int | None,
 ) -> PackResult:
-    inner = work / f"{target.stem}.h5ad"
+    inner, edition = work / f"{target.stem}.h5ad", build.edition
     record["result"] = build.write(draft, inner, work)
     record["emission"] = [report.to_json() for report in draft.reports()]
-    report = validate(inner, edition=edition, genes=files.get("genes"), perts=files.get("perturbations"))
+    report = validate(inner, edition=edition, genes=inputs.genes, perts=inputs.perts, contexts=build.contexts)
     issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
     errors = [issue for issue in issues if issue.severity == "error"]
     if errors:
@@ -253,15 +321,43 @@ def _written(
     ready = inner
     if target.suffix.lower() == ".vcc":
         ready = work / target.name
-        record["container"] = write_vcc2025(inner, ready, threads=threads or _cpus())
+        record["container"] = _write_container(build, inner, ready, manifest, threads or _cpus())
         inner.unlink()
     record["entry"] = {"name": target.name, **_file_facts(ready)}
-    manifest = work / "manifest.json"
-    write_text(manifest, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    beside = work / "manifest.json"
+    write_text(beside, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
     ready.replace(target)
-    manifest.replace(_manifest_of(target))
-    following = f"vcbench score {shlex.quote(str(target))} --truth REAL.h5ad --edition {edition.id} -o scores"
-    return PackResult(target, _manifest_of(target), record, issues, following)
+    beside.replace(_manifest_of(target))
+    return PackResult(target, _manifest_of(target), record, issues, _following(edition, target))
+
+
+def _following(edition: Edition, target: Path) -> str:
+    """What to run now: the official client's upload where it takes the entry, else scoring here."""
+    entry = shlex.quote(str(target))
+    if "vcc2026" in edition.file.containers:
+        return f"vcc submit {entry}"
+    return f"vcbench score {entry} --truth REAL.h5ad --edition {edition.id} -o scores"
+
+
+def _write_container(
+    build: Build, inner: Path, out: Path, manifest: Manifest | None, threads: int
+) -> dict[str, Any]:
+    if "vcc2026" not in build.edition.file.containers:
+        return write_vcc2025(inner, out, threads=threads)
+    with H5ad(inner) as file:
+        labels = file.labels(build.edition.file.perturbation_column).categories
+        contexts = list(build.contexts or ())
+        of_these = manifest is not None and set(manifest.contexts) == set(contexts)
+        meta = {
+            "nnz": file.matrix.n_stored,
+            "n_obs": file.n_obs,
+            "n_vars": file.n_vars,
+            "cli_version": f"vcbench {version('vcbench')}",
+            "contexts": contexts,
+            "perts_fingerprint": perturbations_fingerprint(labels),
+            "panel_id": manifest.panel_id if manifest is not None and of_these else None,
+        }
+    return write_vcc2026(inner, out, meta=meta, threads=threads)
 
 
 def _renamed(issue: Issue, inner: Path, target: Path) -> Issue:
@@ -271,7 +367,7 @@ def _renamed(issue: Issue, inner: Path, target: Path) -> Issue:
     return replace(issue, fix=fix.replace(str(inner), str(target)), where=where)
 
 
-def _record(edition: Edition, options: PackOptions, files: dict[str, Path], draft: Draft) -> dict[str, Any]:
+def _record(edition: Edition, options: PackOptions, inputs: Inputs, draft: Draft) -> dict[str, Any]:
     import h5py
     import numpy
     import scipy
@@ -281,7 +377,8 @@ def _record(edition: Edition, options: PackOptions, files: dict[str, Path], draf
     return {
         "manifest_version": 1,
         "edition": edition.id,
-        "inputs": {role: {"path": str(path), **_file_facts(path)} for role, path in files.items()},
+        "inputs": inputs.facts(),
+        **({"contexts": list(options.contexts)} if options.contexts else {}),
         "seed": options.seed,
         "effect_scale": options.effect_scale,
         **draft.record,
@@ -305,12 +402,9 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _again(path: Path | None, edition: Edition, files: dict[str, Path], target: Path) -> str:
-    words = ["vcbench", "pack", str(path or "PRED.h5ad"), "--edition", edition.id]
-    for role, option in (("genes", "--genes"), ("perturbations", "--perts"), ("controls", "--controls")):
-        if role in files:
-            words += [option, str(files[role])]
-    return shlex.join([*words, "-o", str(target)])
+def _again(edition: Edition, inputs: Inputs, options: PackOptions, target: Path) -> str:
+    contexts = ["--contexts", ",".join(options.contexts)] if options.contexts else []
+    return shlex.join([*inputs.words(edition), *contexts, "-o", str(target)])
 
 
 def _cpus() -> int:

@@ -10,7 +10,7 @@ import pytest
 from builders import standard_h5ad
 from builders_entry import ENTRY_GENES, defect, set_index, valid_entry
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.containers import write_vcc2025
+from vcbench.data_specs.container_write import write_vcc2025
 from vcbench.evaluator.cli import cli
 
 ISSUE_KEYS = {"code", "severity", "message", "where", "found", "expected", "fix"}

@@ -9,7 +9,7 @@ import pytest
 from builders import standard_h5ad
 from builders_entry import defect, entry_labels, replace_dataset, small_edition, valid_entry, write_entry
 from validate_support import codes_of, expect
-from vcbench.data_specs.containers import write_vcc2025
+from vcbench.data_specs.container_write import write_vcc2025
 from vcbench.data_specs.errors import OutputError, UnknownName
 from vcbench.evaluator.validation import validate
 

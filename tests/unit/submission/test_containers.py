@@ -12,8 +12,9 @@ import pytest
 import zstandard
 from builders import standard_h5ad
 from packing_files import write_tar
-from vcbench.data_specs import containers, temporary, zstd_stream
-from vcbench.data_specs.containers import container_issues, open_entry, write_vcc2025
+from vcbench.data_specs import container_write, containers, temporary, zstd_stream
+from vcbench.data_specs.container_write import write_vcc2025
+from vcbench.data_specs.containers import container_issues, open_entry
 from vcbench.data_specs.errors import InvalidFile, OutputError
 from vcbench.data_specs.tar_members import Member, TarProblem, read_members
 
@@ -384,14 +385,14 @@ def test_full_disk_while_writing_the_container_leaves_nothing(plain, tmp_path, m
     def failing(size):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(containers, "_header", lambda name, size: failing(size))
+    monkeypatch.setattr(container_write, "_header", lambda name, size: failing(size))
     with pytest.raises(OutputError, match="disk is full"):
         write_vcc2025(plain, tmp_path / "a.vcc")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_container_that_does_not_read_back_is_refused(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(containers, "_payload_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(container_write, "_payload_sha256", lambda path: "0" * 64)
     with pytest.raises(OutputError, match="read back"):
         write_vcc2025(plain, tmp_path / "a.vcc")
     assert list(tmp_path.iterdir()) == []

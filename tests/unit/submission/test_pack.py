@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 from builders import GENES, standard_h5ad
 from packing_files import TARGET_SUM, TARGETS, dense_of, edit, labels_of, pack_files, write_means
-from vcbench.data_specs import containers
+from vcbench.data_specs import container_write, containers
 from vcbench.data_specs.errors import InvalidFile, OutputError, UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.h5ad_write import CsrWriter, write_h5ad_stream
@@ -462,7 +462,7 @@ def test_full_disk_leaves_nothing(where, files, out, monkeypatch):
     if where == "rows":
         monkeypatch.setattr(CsrWriter, "append", full)
     elif where == "container":
-        monkeypatch.setattr(containers, "_header", full)
+        monkeypatch.setattr(container_write, "_header", full)
     else:
         monkeypatch.setattr(pack_module, "write_text", full)
     with pytest.raises(OutputError, match=r"entry.*disk is full") as caught:

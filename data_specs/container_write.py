@@ -1,0 +1,150 @@
+"""Write the submission containers of both challenge years: an uncompressed tar of a zstd frame and a marker.
+
+The bytes depend only on the h5ad, the marker and the zstd version: members have mode 0644, owner 0 and time 0, and the
+zstd frame (level 3) is the multithreaded one whatever `threads`. A container is read back and compared before it
+appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from .atomic import atomic_file
+from .containers import MAX_META_BYTES, META, META_SCHEMA, WATERMARK, WATERMARK_BYTES
+from .errors import OutputError, UsageError
+from .tar_members import BLOCK, open_archive, read_members
+from .zstd_stream import PAYLOAD, decompress
+
+_TAR_RECORD = 20 * BLOCK
+Extra = tuple[str, bytes]
+
+
+def write_vcc2025(
+    h5ad_path: str | os.PathLike[str], out: str | os.PathLike[str], *, threads: int = 1
+) -> dict[str, Any]:
+    """Write the 2025 container of an h5ad: `pred.h5ad.zst`, then `watermark.txt`.
+
+    Returns
+    -------
+    `{"h5ad_sha256", "h5ad_bytes", "payload_bytes", "bytes", "zstd"}`.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, the folder cannot be written, or the read-back differs.
+    """
+    return _write(h5ad_path, out, after=[(WATERMARK, WATERMARK_BYTES)], threads=threads)
+
+
+def write_vcc2026(
+    h5ad_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    meta: Mapping[str, Any],
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Write the 2026 container of an h5ad: `meta.json`, then `pred.h5ad.zst`.
+
+    Parameters
+    ----------
+    meta
+        What the marker says besides its schema version: `nnz`, `n_obs`, `n_vars`, `cli_version`, `contexts`,
+        `perts_fingerprint`, `panel_id`. A key whose value is None is left out.
+
+    Returns
+    -------
+    As `write_vcc2025`, and `"meta"`, the object that was written.
+
+    Raises
+    ------
+    OutputError
+        As `write_vcc2025`.
+    UsageError
+        `meta` takes more than 64 KiB.
+    """
+    record = {"schema": META_SCHEMA, **{key: value for key, value in meta.items() if value is not None}}
+    text = json.dumps(record, sort_keys=True, allow_nan=False).encode()
+    if len(text) > MAX_META_BYTES:
+        raise UsageError(f"meta.json would take {len(text):,} bytes; readers stop at {MAX_META_BYTES:,}.")
+    return {**_write(h5ad_path, out, before=[(META, text)], threads=threads), "meta": record}
+
+
+def _write(
+    h5ad_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    before: Sequence[Extra] = (),
+    after: Sequence[Extra] = (),
+    threads: int,
+) -> dict[str, Any]:
+    import zstandard
+
+    source = Path(h5ad_path)
+    size = source.stat().st_size
+    digest = hashlib.sha256()
+    with atomic_file(out) as part:
+        with part.open("wb") as tar, source.open("rb") as plain:
+            for extra in before:
+                _add(tar, *extra)
+            header_at = tar.tell()
+            tar.write(bytes(BLOCK))
+            options = {"level": 3, "write_checksum": True, "write_content_size": True}
+            frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
+            _, payload_bytes = frame.copy_stream(cast("IO[bytes]", _Hashed(plain, digest)), tar, size=size)
+            tar.write(bytes(-payload_bytes % BLOCK))
+            for extra in after:
+                _add(tar, *extra)
+            end = tar.tell() + 2 * BLOCK
+            tar.write(bytes(2 * BLOCK + -end % _TAR_RECORD))
+            total = tar.tell()
+            tar.seek(header_at)
+            tar.write(_header(PAYLOAD, payload_bytes))
+        if _payload_sha256(part) != digest.hexdigest():
+            raise OutputError(
+                f"{out}: what was written does not read back equal; nothing was kept. Check the disk."
+            )
+    return {
+        "h5ad_sha256": digest.hexdigest(),
+        "h5ad_bytes": size,
+        "payload_bytes": payload_bytes,
+        "bytes": total,
+        "zstd": ".".join(str(n) for n in zstandard.ZSTD_VERSION),
+    }
+
+
+class _Hashed:
+    def __init__(self, stream: IO[bytes], digest: Any):
+        self._stream, self._digest = stream, digest
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._stream.read(size)
+        self._digest.update(piece)
+        return piece
+
+
+def _add(tar: IO[bytes], name: str, data: bytes) -> None:
+    tar.write(_header(name, len(data)))
+    tar.write(data)
+    tar.write(bytes(-len(data) % BLOCK))
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(format=tarfile.GNU_FORMAT)
+
+
+def _payload_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_archive(path) as stream:
+        payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
+        stream.seek(payload.offset)
+        for piece in decompress(stream, payload.size, path):
+            digest.update(piece)
+    return digest.hexdigest()
