@@ -39,7 +39,7 @@ class ControlPool:
     def __post_init__(self) -> None:
         if not np.isfinite(self.target_sum) or self.target_sum <= 0:
             raise UsageError(f"target_sum {self.target_sum!r} is not a positive number.")
-        rows = sp.csr_array(self.counts, dtype=np.float64, copy=True)
+        rows = sp.csr_array(self.counts, dtype=np.float64, copy=not self._canonical())
         rows.sum_duplicates()
         rows.eliminate_zeros()
         if not np.isfinite(rows.data).all() or (rows.data < 0).any():
@@ -49,7 +49,29 @@ class ControlPool:
         filled = np.diff(rows.indptr) > 0
         if not filled.any():
             raise UsageError("no control cell has a count.")
-        object.__setattr__(self, "counts", sp.csr_array(rows[filled]))
+        object.__setattr__(self, "counts", rows if filled.all() else sp.csr_array(rows[filled]))
+
+    def _canonical(self) -> bool:
+        rows: Any = self.counts
+        return (
+            sp.issparse(rows)
+            and rows.format == "csr"
+            and rows.has_canonical_format
+            and not (rows.data == 0).any()
+        )
+
+    def subset(self, rows: np.ndarray) -> ControlPool:
+        """The cells at `rows`, each once or more, as a pool of their own."""
+        part: ControlPool = object.__new__(ControlPool)
+        for name, value in (
+            ("counts", sp.csr_array(self.counts[rows])),
+            ("target_sum", self.target_sum),
+            ("kind", self.kind),
+        ):
+            object.__setattr__(part, name, value)
+        part.__dict__["totals"] = self.totals[rows]
+        part.__dict__["count_table"] = self.count_table
+        return part
 
     @property
     def n_cells(self) -> int:
@@ -90,6 +112,13 @@ class ControlPool:
     def mean_counts(self) -> np.ndarray:
         """Mean count per gene, float64, shape (n_genes,)."""
         return np.asarray(self.counts.mean(axis=0)).ravel()
+
+    @cached_property
+    def fano(self) -> np.ndarray:
+        """Variance / mean of the counts per gene, float64, shape (n_genes,); 0 for silent genes."""
+        squares = np.bincount(self.counts.indices, weights=self.counts.data**2, minlength=self.n_genes)
+        variance = squares / self.n_cells - self.mean_counts**2
+        return np.divide(variance, self.mean_counts, out=np.zeros_like(variance), where=self.mean_counts > 0)
 
     @cached_property
     def columns(self) -> sp.csc_array:

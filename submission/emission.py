@@ -16,10 +16,12 @@ import scipy.sparse as sp
 
 from ..data_specs.errors import UsageError
 from .control_pool import SMALL_POOL, ControlPool
-from .emission_rules import MODES, Mode, Rule, Space, blocks_of, log_of, make_rule
+from .emission_rules import MODES, Mode, Rule, Space, blocks_of, make_rule
 
 GUARD = (0.25, 4.0)
-DEFAULT_BLOCK_ROWS = 256
+DEFAULT_BLOCK_ROWS = 512
+# Cells are drawn in strata of this size, whatever the size of the blocks they leave in.
+STRATUM_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,9 @@ class EmissionReport:
     """How the emitted cells of one group compare with what was asked for.
 
     Errors are of the group's log mean against the profile: `max_abs_error` and `rmse` over all genes,
-    `max_rel_error_expressed` over genes above one count per cell (None when there is none). Library sizes and detected
+    `max_rel_error_expressed` over genes above one count per cell (None when there is none). `max_rel_error_counts` is
+    that of the mean count of these genes against the mean that the rule aims at, `dispersion_ratio` the median over
+    them of variance / mean, relative to that of the control cells. Library sizes and detected
     genes are medians over cells; those of log1p output are None. `share_by_counts_rule` is the part of
     the total that went to genes which scaling cannot reach: silent in every control (`n_silent`) or beyond the largest
     factor (`n_capped`). `implied_total` is the profile's own total over its target sum: away from 1 no cells
@@ -49,6 +53,8 @@ class EmissionReport:
     max_abs_error: float
     rmse: float
     max_rel_error_expressed: float | None
+    max_rel_error_counts: float | None
+    dispersion_ratio: float | None
     library_median: float | None
     library_median_control: float | None
     detected_median: float
@@ -115,6 +121,14 @@ def choose_mode(
     return mode, f"{mode}: the edition's default; control cells keep library size, sparsity and covariance."
 
 
+def _drawn(rng: np.random.Generator, n_pool: int, n_cells: int) -> np.ndarray:
+    """Pool rows for the cells: every control cell is used once before one is used again."""
+    if n_pool == 1:
+        return np.zeros(n_cells, dtype=np.int64)
+    rounds = -(-n_cells // n_pool)
+    return np.concatenate([rng.permutation(n_pool) for _ in range(rounds)])[:n_cells]
+
+
 class GroupEmission:
     """One group, emitted block by block; `report()` after the last block.
 
@@ -164,39 +178,55 @@ class GroupEmission:
         self._names, self._pool, self._target_sum = (context, perturbation), pool, target_sum
         self._n_negative = int((wanted < 0).sum())
         self._profile = np.maximum(wanted, 0.0)
-        self._rule: Rule = make_rule(mode, self._profile, pool, space, target_sum)
         streams = group_seed(rng_seed, context, perturbation).spawn(3)
         draw, self._rounding, self._counting = (np.random.Generator(np.random.PCG64(s)) for s in streams)
-        n_pool = pool.n_cells if pool is not None else 1
-        self._draws = draw.integers(0, n_pool, size=n_cells)
+        self._draws = _drawn(draw, pool.n_cells if pool is not None else 1, n_cells)
+        self._rule: Rule = make_rule(mode, self._profile, pool, space, target_sum, self._draws)
         self._log_sum = np.zeros(len(wanted))
+        self._sums = np.zeros((2, len(wanted)))
         self._totals: list[np.ndarray] = []
         self._detected: list[np.ndarray] = []
 
     def blocks(self, block_rows: int = DEFAULT_BLOCK_ROWS) -> Iterator[sp.csr_array]:
         """The cells in order, CSR float32 without stored zeros. The values do not depend on `block_rows`."""
-        for part in blocks_of(self.n_cells, block_rows):
+        for part in blocks_of(self.n_cells, STRATUM_ROWS):
             cells = self._rule.cells(self._draws[part], self._rounding, self._counting)
             cells.eliminate_zeros()
             cells.sort_indices()
             rows = sp.csr_array(cells, dtype=np.float32)
-            logs = log_of(rows, self._target_sum) if self.space == "counts" else rows
-            self._log_sum += np.bincount(logs.indices, weights=logs.data, minlength=len(self._profile))
             self._detected.append(np.diff(rows.indptr))
-            if self.space == "counts":
-                self._totals.append(np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel())
-            yield rows
+            self._add(rows)
+            for piece in blocks_of(len(rows.indptr) - 1, block_rows):
+                yield rows if len(rows.indptr) - 1 <= block_rows else sp.csr_array(rows[piece])
+
+    def _add(self, rows: sp.csr_array) -> None:
+        if self.space == "log1p":
+            self._log_sum += np.bincount(rows.indices, weights=rows.data, minlength=len(self._profile))
+            return
+        from .emission_solve import add_cells
+
+        totals = np.empty(len(rows.indptr) - 1)
+        add_cells(rows.data, rows.indices, rows.indptr, self._target_sum, self._log_sum, self._sums, totals)
+        self._totals.append(totals)
 
     def report(self) -> EmissionReport:
         """The comparison, once all blocks were drawn."""
         error = self._log_sum / self.n_cells - self._profile
-        pool, solution = self._pool, self._rule.solution
-        expressed = np.zeros(len(error), dtype=bool)
-        if pool is not None and pool.kind == "counts":
-            expressed = np.expm1(self._profile) * pool.median_total / self._target_sum > 1
+        pool, solution, expected = self._pool, self._rule.solution, self._rule.expected
+        expressed, off, dispersion = np.zeros(len(error), dtype=bool), None, None
+        if self.space == "counts" and expected is not None:
+            wanted = expected / self.n_cells
+            expressed = wanted > 1
+            mean = self._sums[0] / self.n_cells
+            if expressed.any():
+                off = float((np.abs(mean - wanted)[expressed] / wanted[expressed]).max())
+            if expressed.any() and pool is not None and pool.kind == "counts" and self.n_cells > 1:
+                own = (self._sums[1] / self.n_cells - mean**2)[expressed] / mean[expressed]
+                base = pool.fano[expressed]
+                dispersion = float(np.median(own[base > 0] / base[base > 0])) if (base > 0).any() else None
         factor = np.empty(0) if solution is None else solution.factor[np.isfinite(solution.factor)]
         used = factor[factor > 0]
-        silent = 0 if pool is None else int(((np.diff(pool.columns.indptr) == 0) & (self._profile > 0)).sum())
+        silent = 0 if pool is None else int(((pool.mean_counts == 0) & (self._profile > 0)).sum())
         by_share = solution is not None and self.mode != "counts"
         totals = np.concatenate(self._totals) if self._totals else None
         return EmissionReport(
@@ -219,6 +249,8 @@ class GroupEmission:
             )
             if expressed.any()
             else None,
+            max_rel_error_counts=off,
+            dispersion_ratio=dispersion,
             library_median=None if totals is None else float(np.median(totals)),
             library_median_control=pool.median_total if pool is not None and pool.kind == "counts" else None,
             detected_median=float(np.median(np.concatenate(self._detected))),

@@ -15,12 +15,15 @@ import scipy.sparse as sp
 
 from ..data_specs.errors import UsageError
 from .control_pool import ControlPool
+from .emission_draws import SystematicRounding, poisson_with_totals
 
 Mode = Literal["tile", "shift", "scale", "counts", "thin"]
 Space = Literal["counts", "log1p"]
 MODES: tuple[Mode, ...] = ("tile", "shift", "scale", "counts", "thin")
 MAX_FACTOR = 100.0
 THIN_SOLVE_CELLS = 1024
+# Groups of this many cells get factors fitted to their own control cells, others to the whole pool.
+FEWEST_FITTED, MOST_FITTED = 100, 2048
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Rule(Protocol):
 
     @property
     def solution(self) -> Solution | None: ...
+    @property
+    def expected(self) -> np.ndarray | None:
+        """Sum per gene that the cells drawn so far aim at, in counts; None in log space or where there is none."""
+        ...
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
@@ -49,9 +56,14 @@ class Rule(Protocol):
 
 
 def make_rule(
-    mode: Mode, profile: np.ndarray, pool: ControlPool | None, space: Space, target_sum: float
+    mode: Mode,
+    profile: np.ndarray,
+    pool: ControlPool | None,
+    space: Space,
+    target_sum: float,
+    draws: np.ndarray,
 ) -> Rule:
-    """The plan of one group. `profile` is finite and not negative.
+    """The plan of one group. `profile` is finite and not negative; `draws` are the pool rows of all its cells.
 
     Raises
     ------
@@ -71,7 +83,10 @@ def make_rule(
     if mode == "shift":
         return _Shift(profile, pool, space)
     if mode == "scale":
-        return _Scale(pool, space, solve_scale(profile, pool, rounded=space == "counts"))
+        # Factors that fit the very cells drawn leave no error of the draw in the group mean.
+        basis = pool.subset(np.sort(draws)) if FEWEST_FITTED <= len(draws) <= MOST_FITTED else pool
+        start = _first_factor(profile, pool.log_mean)
+        return _Scale(pool, space, solve_scale(profile, basis, rounded=space == "counts", start=start))
     if mode == "counts":
         return _Counts(pool, space, solve_counts(profile, pool))
     return _Thin(pool, space, solve_thin(profile, pool))
@@ -83,19 +98,24 @@ def stochastic_round(values: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return whole + (rng.random(values.shape) < values - whole)
 
 
-def solve_scale(profile: np.ndarray, pool: ControlPool, *, rounded: bool) -> Solution:
+def solve_scale(
+    profile: np.ndarray, pool: ControlPool, *, rounded: bool, start: np.ndarray | None = None
+) -> Solution:
     """Factors on control counts, totals kept, whose (rounded) cells have log mean `profile` over the whole pool.
+
+    `start` are first guesses of the factors.
 
     Genes silent in every control, and genes that would need a factor above 100, get the counts rule instead.
     """
-    from .emission_solve import MAX_STEPS, TOLERANCE, counts_shares, log_step, scale_means
+    from .emission_solve import MAX_STEPS, TOLERANCE, counts_shares, log_step, log_table, scale_means
 
-    columns = pool.columns
+    columns, table = pool.columns, log_table(pool.scales)
     silent = np.diff(columns.indptr) == 0
     by_share = silent & (profile > 0)
     wanted = ~silent & (profile > 0)
     capped = np.zeros(len(profile), dtype=bool)
-    factor = np.where(wanted, _first_factor(profile, pool.log_mean), 0.0)
+    guess = _first_factor(profile, pool.log_mean) if start is None else start
+    factor = np.where(wanted, guess, 0.0)
     means, slopes = np.zeros(len(profile)), np.zeros(len(profile))
     rounds, implied, fill = 0, 1.0, np.ones(pool.n_cells)
     while True:
@@ -105,9 +125,8 @@ def solve_scale(profile: np.ndarray, pool: ControlPool, *, rounded: bool) -> Sol
             now = np.where(capped, 0.0, factor)
             scaled = np.asarray(pool.counts @ now)
             fill = np.divide(pool.totals * rest, scaled, out=np.zeros_like(scaled), where=scaled > 0)
-            scale_means(
-                columns.data, columns.indices, columns.indptr, now, fill, pool.scales, rounded, means, slopes
-            )
+            given = (columns.data, columns.indices, columns.indptr, now, fill, pool.scales, table)
+            scale_means(*given, rounded, means, slopes)
             open_genes = wanted & ~capped & (means > 0)
             step = log_step(profile[open_genes], means[open_genes], slopes[open_genes])
             if not len(step):
@@ -195,6 +214,7 @@ class _Tile:
     target_sum: float
     total: float
     solution: Solution | None = None
+    expected: np.ndarray | None = None
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
@@ -211,6 +231,7 @@ class _Shift:
     pool: ControlPool
     space: Space
     solution: Solution | None = None
+    expected: np.ndarray | None = None
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
@@ -223,11 +244,18 @@ class _Shift:
         return sp.csr_array(stochastic_round(back, rounding))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scale:
     pool: ControlPool
     space: Space
     solution: Solution
+    expected: np.ndarray | None = None
+    _rounding: SystematicRounding | None = None
+
+    def _rounded(self, rng: np.random.Generator) -> SystematicRounding:
+        if self._rounding is None:
+            self._rounding = SystematicRounding(self.pool.n_genes, rng)
+        return self._rounding
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
@@ -241,55 +269,58 @@ class _Scale:
         fill = np.divide(kept, totals, out=np.zeros_like(totals), where=totals > 0)
         data = data * np.repeat(fill, np.diff(rows.indptr))
         if self.space == "counts":
-            data = stochastic_round(data, rounding)
+            aim = np.bincount(rows.indices, weights=data, minlength=self.pool.n_genes)
+            aim += self.solution.share * self.pool.totals[draws].sum()
+            self.expected = aim if self.expected is None else self.expected + aim
+            data = self._rounded(rounding)(data, rows.indices)
         scaled = sp.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
-        cells = sp.csr_array(scaled + _poisson(self.pool, draws, self.solution.share, counting))
+        cells = sp.csr_array(
+            scaled + poisson_with_totals(self.pool.totals[draws], self.solution.share, counting)
+        )
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Counts:
     pool: ControlPool
     space: Space
     solution: Solution
+    expected: np.ndarray | None = None
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
     ) -> sp.csr_array:
-        cells = _poisson(self.pool, draws, self.solution.share, counting)
+        totals = self.pool.totals[draws]
+        aim = self.solution.share * totals.sum()
+        self.expected = aim if self.expected is None else self.expected + aim
+        cells = poisson_with_totals(totals, self.solution.share, counting)
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Thin:
     pool: ControlPool
     space: Space
     solution: Solution
+    expected: np.ndarray | None = None
 
     def cells(
         self, draws: np.ndarray, rounding: np.random.Generator, counting: np.random.Generator
     ) -> sp.csr_array:
         rows = self.pool.counts[draws]
+        totals = self.pool.totals[draws]
         factor = np.nan_to_num(self.solution.factor, nan=0.0)
         keep = np.minimum(factor, 1.0)[rows.indices]
         kept = rounding.binomial(rows.data.astype(np.int64), keep).astype(np.float64)
         cells = sp.csr_array((kept, rows.indices, rows.indptr), shape=rows.shape)
         # Added molecules are Poisson with mean proportional to the cell's total, so they join the counts rule.
         added = np.maximum(factor - 1.0, 0.0) * self.pool.mean_counts / self.pool.totals.mean()
-        cells = sp.csr_array(cells + _poisson(self.pool, draws, self.solution.share + added, counting))
+        share = self.solution.share + added
+        aim = np.bincount(rows.indices, weights=rows.data * keep, minlength=self.pool.n_genes)
+        aim += share * totals.sum()
+        self.expected = aim if self.expected is None else self.expected + aim
+        cells = sp.csr_array(cells + poisson_with_totals(totals, share, counting))
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
-
-
-def _poisson(
-    pool: ControlPool, draws: np.ndarray, share: np.ndarray, rng: np.random.Generator
-) -> sp.csr_array:
-    """Poisson(total * share) for the genes with a share, CSR of full width."""
-    genes = np.flatnonzero(share > 0)
-    if not len(genes):
-        return sp.csr_array((len(draws), len(share)))
-    drawn = sp.coo_array(rng.poisson(pool.totals[draws][:, None] * share[genes]).astype(np.float64))
-    shape = (len(draws), len(share))
-    return sp.csr_array((drawn.data, (drawn.coords[0], genes[drawn.coords[1]])), shape=shape)
 
 
 def log_of(cells: sp.csr_array, target_sum: float) -> sp.csr_array:
