@@ -53,14 +53,14 @@ SIMPLE = (
     SuiteModel("additive, missing single = mean effect", "additive", {"missing": "mean-delta"}),
     SuiteModel("linear-go", "linear", {"perturbation_embedding": "features"}, True),
 )
-SETTINGS = {"schedule": "cosine", "batch_size": 64, "select": "pearson_delta"}
+SETTINGS = {"schedule": "cosine", "schedule_factor": 0.01, "batch_size": 64, "select": "pearson_delta"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()

@@ -5,8 +5,8 @@ Usage: scoring_speed.py FOLDER [--official PYTHON] [--parts pair,de,context,line
 
 FOLDER takes the panels (made where they are missing; the whole 2026 context needs 10 GB). PYTHON is an interpreter with
 cell-eval 0.8.2, cell-eval2 0.20.0, pdex 0.3.0 and illico 0.6.0; without it the peers are left out, visibly. The two
-sides of a pair run alternately; medians are reported. Kernels are compiled by a small panel first. Results of parts that
-are not run again are kept.
+sides of a pair run alternately; medians are reported. Kernels are compiled by a small panel first. Results of parts
+that are not run again are kept.
 """
 
 from __future__ import annotations

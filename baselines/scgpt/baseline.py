@@ -259,7 +259,7 @@ class ScGPT(DeepModel[ScGPTConfig]):
         ]
         return np.mean(shifts, axis=0)
 
-    def cells(self, context: str, label: str, x: sp.csr_array | None = None) -> np.ndarray:
+    def predicted_cells(self, context: str, label: str, x: sp.csr_array | None = None) -> np.ndarray:
         """Predicted expression of single cells, float32, shape (n, G): not clipped, smoother than measured cells.
 
         `x` are control cells in log1p space, shape (n, G); default: the context's own of the training file.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from numba import njit
 
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+Function = Callable[..., Any]
 
 
-def compiled(*, parallel: bool = False) -> Callable[[FunctionT], FunctionT]:
+def compiled(*, parallel: bool = False) -> Callable[[Function], Function]:
     """numba's `njit` with its cache beside the source, or in the user's cache folder where the package is read-only.
 
     Where neither can be written, each process compiles anew: slower to start, never a failure.
     """
 
-    def compile_lazily(function: FunctionT) -> FunctionT:
+    def compile_lazily(function: Function) -> Function:
         try:
             return njit(cache=True, parallel=parallel)(function)
         except RuntimeError:

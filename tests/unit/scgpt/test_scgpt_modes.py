@@ -48,8 +48,8 @@ def test_slots_do_not_depend_on_the_batch(files, tmp_path):
     model = run.model
     assert model.tokens.n_slots == 1
     x = model.pools["K562"]
-    both = model.cells("K562", "OUT1", x)
-    np.testing.assert_allclose(model.cells("K562", "OUT1", x[3:4]), both[3:4], atol=1e-6)
+    both = model.predicted_cells("K562", "OUT1", x)
+    np.testing.assert_allclose(model.predicted_cells("K562", "OUT1", x[3:4]), both[3:4], atol=1e-6)
     assert both.shape[1] == 40
 
 
@@ -117,7 +117,7 @@ def test_genes_outside_the_checkpoint(files, pretrained, oov):
         pad = tokens.vocabulary.pad
         x = found.model.pools["K562"].copy()
         x = type(x)(np.where(np.isin(np.arange(40), [0, 1]), 1.5, x.toarray()).astype(np.float32))
-        cells = found.model.cells("K562", "G010", x)
+        cells = found.model.predicted_cells("K562", "G010", x)
         np.testing.assert_allclose(cells[:, 0], cells[:, 1], atol=1e-6)
         assert not found.model.module.encoder.embedding.weight[pad].isnan().any()
 

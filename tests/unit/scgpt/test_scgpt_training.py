@@ -54,22 +54,22 @@ def test_the_first_gene_is_flagged_like_any_other(run):
 
 def test_effects_are_means_over_the_pool(run):
     model = run.model
-    cells = model.cells("K562", "G002")
+    cells = model.predicted_cells("K562", "G002")
     pool = model.pools["K562"].toarray()
     assert cells.shape == pool.shape == (6, 40)
     np.testing.assert_allclose(effects(run, ["G002"])[0], (cells - pool).mean(axis=0), atol=1e-5)
     absolute = effects(run, ["G002"], effect="absolute")[0] + run.control_means["K562"]
     np.testing.assert_allclose(absolute, cells.mean(axis=0), atol=1e-5)
-    alone = model.cells("K562", "control")
+    alone = model.predicted_cells("K562", "control")
     np.testing.assert_allclose(
         effects(run, ["G002"], effect="contrast")[0], (cells - alone).mean(axis=0), atol=1e-5
     )
-    own = model.cells("elsewhere", "G002", model.pools["K562"][:2])
+    own = model.predicted_cells("elsewhere", "G002", model.pools["K562"][:2])
     np.testing.assert_allclose(own, cells[:2], atol=1e-6)
     with pytest.raises(ModelError, match="was not trained; give its control cells"):
-        model.cells("elsewhere", "G002")
+        model.predicted_cells("elsewhere", "G002")
     with pytest.raises(ModelError, match="NOPE not among the genes"):
-        model.cells("K562", "NOPE")
+        model.predicted_cells("K562", "NOPE")
 
 
 def test_a_new_context_gets_the_mean_effect_of_the_trained_ones(run):
