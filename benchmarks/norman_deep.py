@@ -147,7 +147,7 @@ def deep_entry(
             features=features,
             seed=seed,
             device="cpu",
-            force=True,
+            resume=True,
         )
         assert done is not None
         cost = {"n_parameters": done.n_parameters, "steps": done.steps, "fit_s": done.fit_s}

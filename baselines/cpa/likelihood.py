@@ -34,21 +34,25 @@ class _NegativeBinomial(torch.autograd.Function):
         log_total = torch.log(total)
         genes = stored % x.shape[1]
         counts, rates = _take(x, stored), _take(mu, stored)
-        likelihood = theta @ (len(x) * torch.log(shifted) - log_total.sum(dim=0))
-        terms = counts * (torch.log(rates + EPS) - _take(log_total, stored)) - torch.lgamma(counts + 1)
-        rising = _rising(torch.log, torch.lgamma, theta, genes, counts)
-        ctx.save_for_backward(theta, mu, total, log_total.sum(dim=0), stored, genes, counts, rates, library)
+        sums = _column_sums(log_total)
+        likelihood = theta @ (len(x) * torch.log(shifted) - sums)
+        terms = counts * (torch.log(rates + EPS) - _take(log_total, stored))
+        whole, rest = _whole(counts)
+        rising = _rising(torch.log, torch.lgamma, theta, genes, counts, whole, rest)
+        one, first = theta.new_ones(1), torch.zeros_like(genes)
+        rising -= _rising(torch.log, torch.lgamma, one, first, counts, whole, rest)
+        ctx.save_for_backward(theta, mu, total, sums, stored, genes, counts, rates, library, whole, rest)
         return -(likelihood + terms.sum() + rising.sum())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        theta, mu, total, log_total, stored, genes, counts, rates, library = ctx.saved_tensors
+        theta, mu, total, sums, stored, genes, counts, rates, library, whole, rest = ctx.saved_tensors
         n = len(mu)
         shifted = theta + EPS
         by_mu = theta / total
         part = counts / _take(total, stored)
-        by_theta = n * (torch.log(shifted) + theta / shifted) - log_total - by_mu.sum(dim=0)
-        terms = _rising(torch.reciprocal, torch.digamma, theta, genes, counts) - part
+        by_theta = n * (torch.log(shifted) + theta / shifted) - sums - _column_sums(by_mu)
+        terms = _rising(torch.reciprocal, torch.digamma, theta, genes, counts, whole, rest) - part
         by_theta = by_theta.index_add(0, genes, terms)
         by_mu.view(-1).index_add_(0, stored, part - counts / (rates + EPS))
         # Through mu = library * softmax(logits).
@@ -57,9 +61,21 @@ class _NegativeBinomial(torch.autograd.Function):
         return by_mu.mul_(grads[0]), by_theta.mul_(-grads[0] * theta), None, None, None
 
 
+def _column_sums(x: Tensor) -> Tensor:
+    """Sums over rows, as a matrix product: several times faster than a reduction on the CPU."""
+    return x.new_ones(len(x)) @ x
+
+
 def _take(x: Tensor, positions: Tensor) -> Tensor:
     """Entries at flat positions."""
     return x.view(-1).index_select(0, positions)
+
+
+def _whole(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the table for the counts, and the positions of those that it does not hold."""
+    whole = counts.long()
+    rest = torch.nonzero((whole > TABLE) | (counts != whole)).squeeze(1)
+    return whole.clamp_(max=TABLE), rest
 
 
 def _rising(
@@ -68,16 +84,16 @@ def _rising(
     theta: Tensor,
     genes: Tensor,
     counts: Tensor,
+    whole: Tensor,
+    rest: Tensor,
 ) -> Tensor:
     """f(x + theta) - f(theta) of stored counts, for f = lgamma (`small` = log) or digamma (`small` = 1/x).
 
-    For a whole number x it is the sum of small(theta + k) over k < x.
+    For a whole number x it is the sum of small(theta + k) over k < x. `whole`, `rest`: see `_whole`.
     """
     steps = torch.arange(TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(1)
     table = torch.cat([torch.zeros_like(theta).unsqueeze(0), small(theta + steps).cumsum(dim=0)])
-    whole = counts.long()
-    out = _take(table, whole.clamp(max=TABLE) * len(theta) + genes)
-    rest = torch.nonzero((whole > TABLE) | (counts != whole)).squeeze(1)
+    out = _take(table, whole * len(theta) + genes)
     if len(rest):
         own = theta[genes[rest]]
         out[rest] = any_size(counts[rest] + own) - any_size(own)

@@ -70,6 +70,14 @@ class DeviceMatrix:
         counts = self._bounds[rows + 1] - starts
         total = int(counts.sum())
         before = np.cumsum(counts) - counts
+        if device.type == "cpu":
+            shifts = np.repeat(starts - before, counts)
+            at = torch.from_numpy(np.arange(total) + shifts)
+            target = torch.from_numpy(np.repeat(np.arange(len(rows)) * self.n_columns, counts))
+            target += self._columns.index_select(0, at)
+            out = torch.zeros(len(rows) * self.n_columns, dtype=dtype)
+            out[target] = self._values.index_select(0, at).to(dtype)
+            return out.view(len(rows), self.n_columns), target
         # Stored entry k of batch row r lies at starts[r] + k - before[r].
         shift = torch.from_numpy(np.stack([starts - before, np.arange(len(rows)) * self.n_columns]))
         lengths = torch.from_numpy(counts)
