@@ -119,8 +119,8 @@ class Cellot(DeepModel[CellotConfig]):
 
         training = self._training
         self._module = training.module
-        self.codes = training.control_codes(self.config.effect_cells)
-        self.shifts = training.code_shifts()
+        found = training.summary()
+        self.codes, self.shifts = found.codes, found.shifts
         self.averaging = Averaging(self.config.neighbours, self.config.temperature or 1.0)
         self.notes = list(self._first_notes)
         net = self._net
@@ -129,9 +129,9 @@ class Cellot(DeepModel[CellotConfig]):
             self.notes.append(f"The maps of {', '.join(failed)} diverged; the pooled map stands in for them.")
         if not bool(net.ready) or self.config.transport == "scgen":
             return
-        pooled_codes = torch.as_tensor(np.concatenate(list(self.codes.values())), dtype=net.scale.dtype)
-        moved = self._means_of_maps(pooled_codes.to(net.scale.device))
         if self.similarity is not None:
+            codes = torch.as_tensor(np.concatenate(list(self.codes.values())), dtype=net.scale.dtype)
+            moved = self._means_of_maps(codes.to(net.scale.device))
             self.averaging = tune_averaging(
                 self.similarity,
                 moved[:-1],
@@ -146,15 +146,10 @@ class Cellot(DeepModel[CellotConfig]):
                 f"temperature {a.temperature:g}) miss the mean shift by {a.averaged:.4g}, the pooled map (U0) by "
                 f"{a.pooled:.4g} in code space."
             )
-        if training.validation is not None:
-            shifts = torch.as_tensor(self.shifts, device=net.scale.device)
-            found = training.validation.comparisons(shifts)
-            own = training.validation.measure(net.best.weights())
-            keep = training.validation.measured.clone()
-            keep[-1] = False
-            found["maps"] = (float(own.mmd[keep].mean()), float(own.l2[keep].mean()))
-            listed = "; ".join(f"{name} {mmd:.4g} and {l2:.4g}" for name, (mmd, l2) in found.items())
-            self.notes.append(f"Validation MMD and distance of means, in code space: {listed}.")
+        if found.comparisons:
+            listed = {**found.comparisons, "maps": training.kept_distances()}
+            text = "; ".join(f"{name} {mmd:.4g} and {l2:.4g}" for name, (mmd, l2) in listed.items())
+            self.notes.append(f"Validation MMD and distance of means, in code space: {text}.")
 
     def _means_of_maps(self, codes: Tensor) -> np.ndarray:
         """Mean displacement of every map over some codes, float64 (P, d)."""

@@ -44,6 +44,20 @@ class Batch:
     conditional: tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor, int] | None = None
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What prediction needs beside weights.
+
+    `codes` are scaled codes of at most `effect_cells` evenly spaced control cells of each context, float32 (n, d);
+    `shifts` the mean code of each map's training cells minus that of its controls, context by context, float64 (P, d);
+    `comparisons` the validation MMD and distance of means of simpler predictions, empty without validation.
+    """
+
+    codes: dict[str, np.ndarray]
+    shifts: np.ndarray
+    comparisons: dict[str, tuple[float, float]]
+
+
 class CellotTraining(Trainable):
     """A `CellotModule` and the cells that it learns from. `mmd` selects: the mean over maps of their best MMD so far.
 
@@ -94,6 +108,9 @@ class CellotTraining(Trainable):
         self.validation: MapValidation | None = None
         self._conditional_validation: ConditionalValidation | None = None
         self._active: Tensor | None = None
+        # MMD and distance of means of each map when its best weights were kept.
+        self._kept = torch.full((2, module.n_maps), float("nan"), dtype=torch.float64)
+        self._fixed: Summary | None = None
 
     def _hold_out_maps(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Maps with features that train the conditional one, and those that validate it."""
@@ -312,6 +329,8 @@ class CellotTraining(Trainable):
         judged = self.validation.grouped(found.mmd)
         better = (judged < net.best_value) & net.duel.healthy
         net.keep(better, judged)
+        own = torch.stack([found.mmd, found.l2]).cpu()
+        self._kept = torch.where(better.cpu(), own, self._kept)
         net.stale.copy_(torch.where(better, 0, net.stale + 1))
         kept = net.best_value[net.best_value < UNSET].tolist()
         values = {
@@ -350,25 +369,46 @@ class CellotTraining(Trainable):
         return {"reconstruction": value} if self.config.transport == "scgen" else {}
 
     def state(self) -> dict[str, Any]:
-        return {"embedding": self._best_embedding, "reconstruction": self._best_reconstruction}
+        return {
+            "embedding": self._best_embedding,
+            "reconstruction": self._best_reconstruction,
+            "kept": self._kept,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._best_embedding = state["embedding"]
         self._best_reconstruction = state["reconstruction"]
+        self._kept = state["kept"]
 
     # --- what prediction needs --------------------------------------------------------------------------------------
 
-    def control_codes(self, limit: int) -> dict[str, np.ndarray]:
-        """Scaled codes of at most `limit` evenly spaced control cells of each context, float32 (n, d)."""
+    def summary(self) -> Summary:
+        """Codes and shifts by the present weights; computed once when the space of the maps is fixed."""
+        if self._fixed is not None:
+            return self._fixed
+        codes, shifts = self._control_codes(), self._code_shifts()
+        if self.codes is None:
+            return Summary(codes, shifts, {})
+        found = {}
+        if self.validation is not None:
+            found = self.validation.comparisons(torch.as_tensor(shifts, device=self.codes.device))
+        self._fixed = Summary(codes, shifts, found)
+        return self._fixed
+
+    def kept_distances(self) -> tuple[float, float]:
+        """Mean MMD and distance of means over perturbations of the maps that were kept; NaN before a validation."""
+        mmd, l2 = self._kept[:, :-1].nanmean(dim=1).tolist()
+        return mmd, l2
+
+    def _control_codes(self) -> dict[str, np.ndarray]:
         out = {}
         for context in self.cells.contexts:
             if (context, CONTROL) in self.cells.position:
-                rows = evenly(self.cells.rows_of((context, CONTROL)), limit)
+                rows = evenly(self.cells.rows_of((context, CONTROL)), self.config.effect_cells)
                 out[context] = self._encode(rows).float().cpu().numpy()
         return out
 
-    def code_shifts(self) -> np.ndarray:
-        """Mean code of each map's training cells minus that of its controls, context by context; float64 (P, d)."""
+    def _code_shifts(self) -> np.ndarray:
         codes = (self.encoded() if self.codes is None else self.codes).double().cpu().numpy()
         contexts = [c for c in self.cells.contexts if (c, CONTROL) in self.cells.position]
         controls = np.stack([codes[self.cells.rows_of((c, CONTROL))].mean(axis=0) for c in contexts])
