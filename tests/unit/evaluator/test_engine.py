@@ -63,7 +63,7 @@ def test_dense_ranks_are_scipys():
 def test_rank_tables_keep_order_and_ties_over_parts():
     rng = np.random.default_rng(1)
     matrices = [sp.csr_array(rng.poisson(1.0, (20, 15)).astype(np.float32)) for _ in range(2)]
-    divisors = [np.asarray(m.sum(axis=1)).ravel() / 1e6 for m in matrices]
+    divisors = [np.asarray(m.sum(axis=1, dtype=np.float64)).ravel() / 1e6 for m in matrices]
     noted = []
     for matrix, own in zip(matrices, divisors, strict=True):
         part = PartCounts()
