@@ -13,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import rankdata
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.containers import write_vcc2025
+from vcbench.data_specs.container_write import write_vcc2025
 from vcbench.data_specs.memory_source import MemorySource
 from vcbench.evaluator import memory
 from vcbench.evaluator.cli import cli
