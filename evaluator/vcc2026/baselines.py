@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +108,7 @@ def tiled_side(response: Response, real: RealSide, *, need_de: bool, threads: in
         real.context, tuple(str(s) for s in sizes), real.genes, real.bulks, real.control, real.de
     )
     side = measure_pred(
-        Cells(source, groups.astype(np.int64)),
+        Cells(source, groups.astype(np.int64), memory=real.control.memory),
         stand_in,
         need_de=need_de,
         threads=threads,
@@ -156,7 +156,7 @@ def dispersed_cells(
         "max_scale": float(scale.max(initial=0.0)),
         "median_scale": float(np.median(scale[scale > 0])) if (scale > 0).any() else 0.0,
     }
-    return Cells(source, truth.cells.groups[wanted]), facts
+    return replace(truth.cells, source=source, groups=truth.cells.groups[wanted], on_rows=None), facts
 
 
 def collect_rows(cells: Cells) -> sp.csr_array:
@@ -223,8 +223,6 @@ class ScaledRows:
 
 
 def _pick(side: PredSide, rows: np.ndarray) -> PredSide:
-    from dataclasses import replace
-
     bulks = Bulks(
         *(getattr(side.bulks, name)[rows] for name in ("n_cells", "sums", "bulk", "noise", "mean_cpm"))
     )

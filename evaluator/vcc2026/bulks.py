@@ -170,6 +170,7 @@ class Jackknife:
         a /= 1.0 + a
         self._weights = a
         self._first, self._second = np.zeros_like(first.sums), np.zeros_like(first.sums)
+        self._direct: dict[int, np.ndarray] = {}
         self._powers = np.zeros((SERIES_TERMS, len(first.sums)))
         self._stored = first.stored
 
@@ -182,14 +183,16 @@ class Jackknife:
         excess = np.divide(total, remaining, out=np.zeros_like(total), where=remaining > 0)
         near = known & (excess <= SERIES_LIMIT) & ~alone
         _add_powers(self._powers, codes[near], excess[near])
-        for row in np.flatnonzero(known & (excess > SERIES_LIMIT)):
-            value = np.log1p(excess[row] * self._weights[codes[row]])
-            self._first[codes[row]] += value
-            self._second[codes[row]] += value * value
-        for row in np.flatnonzero(alone):
-            bulk = log_bulk(self._sums[codes[row]][None], self.target_sum)[0]
-            self._first[codes[row]] -= bulk
-            self._second[codes[row]] += bulk**2
+        for row in np.flatnonzero(known & ((excess > SERIES_LIMIT) | alone)):
+            group = int(codes[row])
+            if alone[row]:
+                value = -log_bulk(self._sums[group][None], self.target_sum)[0]
+            else:
+                value = np.log1p(excess[row] * self._weights[group])
+            # Apart from the entries, so that the order of additions is that of the rows, whatever the blocks.
+            moments = self._direct.setdefault(group, np.zeros((2, len(value))))
+            moments[0] += value
+            moments[1] += value * value
         with numba_threads(self._threads) as n_threads:
             add_leave_one_out(
                 rows.data,
@@ -211,6 +214,9 @@ class Jackknife:
         first, second = _series(self._powers, self._weights)
         first += self._first
         second += self._second
+        for group, moments in self._direct.items():
+            first[group] += moments[0]
+            second[group] += moments[1]
         n = np.maximum(self._n_cells, 2).astype(float)
         first *= first
         first /= n[:, None]
