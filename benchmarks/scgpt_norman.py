@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--fit-only", action="store_true", help="fit what is missing, without a report")
+    parser.add_argument("--no-fit", action="store_true", help="report on the fits that are there")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()
@@ -84,6 +85,8 @@ def main() -> None:
     for seed in range(args.seeds):
         for name in args.models:
             label = f"{name}-{seed}"
+            if args.no_fit and not (args.out / f"{label}.txt").exists():
+                continue
             files[label] = args.out / f"{label}.h5ad"
             settings = {**SETTINGS, **more.get(name, {}), "epochs": args.epochs}
             source = features if name == "scgpt-go" else None
