@@ -38,6 +38,7 @@ from vcbench.evaluator.scoring import score
 from vcbench.evaluator.validation import validate
 from vcbench.submission.packing import pack
 
+MODELS = ("scgpt", "scgpt-checkpoint", "scgpt-go")
 COLUMNS = ("pearson_delta", "mse_top20_de", "mse", "pearson_delta_top20_de", "top20_overlap")
 SIMPLE = (
     SuiteModel("no-change", "no-change"),
@@ -65,6 +66,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--fit-only", action="store_true", help="fit what is missing, without a report")
+    parser.add_argument("--no-fit", action="store_true", help="report on the fits that are there")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()
@@ -75,28 +79,27 @@ def main() -> None:
         synthetic_checkpoint(data, checkpoint)
     split = draw_split(read_labels(data), "gears-simulation", seed=1)
     features = f"go:{args.gmt}"
-    models = {
-        "scgpt": ({}, None),
-        "scgpt-checkpoint": ({"checkpoint": str(checkpoint)}, None),
-        "scgpt-go": ({}, features),
-    }
+    more = {"scgpt-checkpoint": {"checkpoint": str(checkpoint)}}
     files: dict[str, Path] = {}
-    shutil.rmtree(args.out / "simple", ignore_errors=True)
+    notes = []
+    for seed in range(args.seeds):
+        for name in args.models:
+            label = f"{name}-{seed}"
+            if args.no_fit and not (args.out / f"{label}.txt").exists():
+                continue
+            files[label] = args.out / f"{label}.h5ad"
+            settings = {**SETTINGS, **more.get(name, {}), "epochs": args.epochs}
+            source = features if name == "scgpt-go" else None
+            notes += fitted(label, settings, source, seed, data, split, files[label])
+    if args.fit_only:
+        return
+    for folder in ("entries", "scores", "simple"):
+        shutil.rmtree(args.out / folder, ignore_errors=True)
     for entry in run_suite(data, split, args.out / "simple", models=SIMPLE, features=features):
         if entry.prediction is not None:
             files[entry.label] = entry.prediction
     files["perfect"] = args.out / "perfect.h5ad"
     write_perfect(data, split, files["perfect"], force=True)
-    notes = []
-    for seed in range(args.seeds):
-        for name, (more, source) in models.items():
-            label = f"{name}-{seed}"
-            files[label] = args.out / f"{label}.h5ad"
-            notes += fitted(
-                label, {**SETTINGS, **more, "epochs": args.epochs}, source, seed, data, split, files[label]
-            )
-    for folder in ("entries", "scores"):
-        shutil.rmtree(args.out / folder, ignore_errors=True)
     text = "\n".join(report(scored(files, data, split, args.out), notes, split, args, start)) + "\n"
     (args.report or args.out / "report.md").write_text(text, encoding="utf-8")
     print(text)

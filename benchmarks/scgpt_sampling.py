@@ -3,13 +3,15 @@
 Usage: scgpt_sampling.py OUT_FOLDER [--seeds N] [--steps N] [--report FILE.md]
 
 A simulated screen of 120 genes with every target among them; a step sees 36 genes (30%), as 1,536 of 5,060 would be.
-Held-out doubles of trained singles are predicted; the same data, split and number of steps for every draw.
+Held-out doubles of trained singles are predicted; the same data, split and number of steps for every draw. Runs that
+OUT_FOLDER holds already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +54,7 @@ SIMPLE = (
     SuiteModel("mean", "mean"),
     SuiteModel("additive", "additive"),
 )
+OF_CARD = ("training Pearson delta", "mean correlation among predicted effects")
 COLUMNS = (
     "test Pearson delta",
     "test mse top 20",
@@ -65,39 +68,33 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--draws", type=int, default=len(DRAWS), help="the first of them")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     start = time.perf_counter()
-    args.out.mkdir(parents=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     data = args.out / "data.h5ad"
-    simulate_dataset(data, SPEC, seed=1)
+    simulate_dataset(data, SPEC, seed=1, force=True)
     split = held_out_doubles(data)
+    shutil.rmtree(args.out / "simple", ignore_errors=True)
     rows: list[tuple[str, list[tuple[float, ...]]]] = []
     for entry in run_suite(data, split, args.out / "simple", models=SIMPLE):
-        if entry.prediction is not None and entry.run is not None:
-            rows.append((entry.label, [figures(entry.prediction, data, split, None, None)]))
-    for name, draw in DRAWS.items():
+        if entry.prediction is not None:
+            rows.append((entry.label, [figures(entry.prediction, data, split, None)]))
+    for place, (name, draw) in enumerate(list(DRAWS.items())[: args.draws]):
         found = []
         for seed in range(args.seeds):
-            folder = args.out / f"run-{len(rows)}-{seed}"
-            settings = {**SETTINGS, **draw, "steps": args.steps}
-            result = train_deep("scgpt", data, split, folder, settings=settings, seed=seed, device="cpu")
-            assert result is not None
-            run = load_run(folder)
-            keys = choose_keys(run, perturbations=None, everything=False, contexts=())
+            folder = args.out / f"run-{place}-{seed}"
             prediction = args.out / f"{folder.name}.h5ad"
-            write_prediction(prediction, predict(run, keys), run)
-            card = (folder / "card.md").read_text(encoding="utf-8")
-            trained = next(line for line in card.splitlines() if line.startswith("| training Pearson delta"))
-            found.append(
-                figures(
-                    prediction,
-                    data,
-                    split,
-                    float(trained.split("|")[2]),
-                    result.diagnosis.effect_correlation,
+            if not prediction.exists():
+                settings = {**SETTINGS, **draw, "steps": args.steps}
+                train_deep(
+                    "scgpt", data, split, folder, settings=settings, seed=seed, device="cpu", force=True
                 )
-            )
+                run = load_run(folder)
+                keys = choose_keys(run, perturbations=None, everything=False, contexts=())
+                write_prediction(prediction, predict(run, keys), run)
+            found.append(figures(prediction, data, split, folder / "card.md"))
         rows.append((name, found))
     text = "\n".join(report(rows, split, args, time.perf_counter() - start)) + "\n"
     (args.report or args.out / "report.md").write_text(text, encoding="utf-8")
@@ -113,12 +110,18 @@ def held_out_doubles(data: Path) -> Split:
     return Split(rows, {"scheme": "every second double"})
 
 
-def figures(
-    prediction: Path, data: Path, split: Split, trained: float | None, alike: float | None
-) -> tuple[float, ...]:
+def figures(prediction: Path, data: Path, split: Split, card: Path | None) -> tuple[float, ...]:
+    """Metrics of the test rows, and of a run's card its fit and how alike its predictions are."""
     metrics = score(prediction, data, edition="core", split=split).card.metrics
     values = [metrics[name].value for name in ("pearson_delta", "mse_top20_de")]
-    return tuple(float("nan") if v is None else float(v) for v in (*values, trained, alike))
+    told = [None, None] if card is None else [of_card(card, name) for name in OF_CARD]
+    return tuple(float("nan") if v is None else float(v) for v in (*values, *told))
+
+
+def of_card(card: Path, name: str) -> float:
+    """One figure of a card's table."""
+    lines = card.read_text(encoding="utf-8").splitlines()
+    return float(next(line for line in lines if line.startswith(f"| {name} |")).split("|")[2])
 
 
 def report(
