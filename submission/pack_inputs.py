@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..data_specs.h5ad import Labels
 from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED_LABELS
 from ..data_specs.matrix_scan import MatrixScan, constant_scale, scale_tolerance, scan_matrix, value_issues
+from ..data_specs.named_files import Files, NamedFile, named_files
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixKind, MatrixMeta, StandardMeta, read_meta
@@ -108,6 +109,16 @@ def prediction_path(pred: str | os.PathLike[str], problems: Problems) -> Path:
         problems.add("E532", path, "", listed, PREDICTION_NAME)
         problems.stop()
     return inside
+
+
+def prediction_files(pred: Files, problems: Problems) -> list[NamedFile]:
+    """The files of a prediction: as given, with `prediction.h5ad` for a run folder. Raises `InvalidFile` (E532)."""
+    return [(context, prediction_path(path, problems)) for context, path in named_files(pred, "PRED")]
+
+
+def in_memory(pred: Any) -> bool:
+    """Whether the prediction is an AnnData (or looks like one), not a path."""
+    return hasattr(pred, "obs") and hasattr(pred, "X")
 
 
 def read_part(
