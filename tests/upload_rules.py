@@ -155,11 +155,19 @@ CASES = (
         "U08",
         "indptr decreases",
         ("E008",),
-        "decreas",
+        "monotonic",
         array("X/indptr", lambda v: np.r_[v[:2], v[1] - 1, v[3:]]),
     ),
-    Case("U08", "index outside", ("E008",), "outside", array("X/indices", lambda v: np.append(v[:-1], 40))),
-    Case("U08", "negative index", ("E008",), "outside", array("X/indices", lambda v: np.append(v[:-1], -1))),
+    Case(
+        "U08", "index outside", ("E008",), "out of range", array("X/indices", lambda v: np.append(v[:-1], 40))
+    ),
+    Case(
+        "U08",
+        "negative index",
+        ("E008",),
+        "out of range",
+        array("X/indices", lambda v: np.append(v[:-1], -1)),
+    ),
     Case(
         "U08", "more indices than values", ("E008",), "indices", array("X/indices", lambda v: np.append(v, 0))
     ),
@@ -170,11 +178,11 @@ CASES = (
         "",
         array("X/indptr", lambda v: np.append(v[:-1], v[-1] + 9)),
     ),
-    Case("U09", "empty gene list", ("E107",), "empty", lists={"genes": "\n"}),
+    Case("U09", "empty gene list", ("E107",), "gene list", lists={"genes": "\n"}),
     Case("U09", "gene list of a header", ("E107",), "header", lists={"genes": "gene_name\n"}),
     Case("U09", "repeated gene in the list", ("E102",), "uplicate", lists={"genes": GENES_40 + "\nG000\n"}),
     Case("U10", "repeated gene in the file", ("E103",), "Duplicate gene names", one_gene("G001")),
-    Case("U11", "no cells", ("E213",), "no cells", no_rows),
+    Case("U11", "no cells", ("E213",), "0 cells", no_rows),
     Case("U12", "no label column", ("E201",), "target_gene", drop("obs/target_gene")),
     Case("U14", "a control cell", ("E210",), "control", relabel("target_gene", put(0, "non-targeting"))),
     Case("U15", "no context column", ("E202",), "context", drop("obs/context")),
@@ -230,8 +238,8 @@ CASES = (
     Case("U26", "a cell of more than a million", ("E311",), "total", data(first_row(1e6 + 8))),
     Case("U27", "a target of empty cells", ("E313",), "zero", empty_target),
     Case("U28", "a negative value", ("E303",), "negative", data(first_row(-1))),
-    Case("U29", "a fraction", ("E304",), "integer", data(first_row(1.5))),
-    Case("U29", "value 2.9999", ("E304",), "integer", data(first_row(2.9999))),
+    Case("U29", "a fraction", ("E304",), "FRACTIONAL", data(first_row(1.5))),
+    Case("U29", "value 2.9999", ("E304",), "FRACTIONAL", data(first_row(2.9999))),
 )
 
 
