@@ -22,7 +22,7 @@ Space = Literal["counts", "log1p"]
 MODES: tuple[Mode, ...] = ("tile", "shift", "scale", "counts", "thin")
 MAX_FACTOR = 100.0
 THIN_SOLVE_CELLS = 1024
-# Groups of this many cells get factors fitted to their own control cells, others to the whole pool.
+# Groups of this many cells get factors fitted to their own control cells, others to a sample of the pool.
 FEWEST_FITTED, MOST_FITTED = 100, 2048
 
 
@@ -84,7 +84,8 @@ def make_rule(
         return _Shift(profile, pool, space)
     if mode == "scale":
         # Factors that fit the very cells drawn leave no error of the draw in the group mean.
-        basis = pool.subset(np.sort(draws)) if FEWEST_FITTED <= len(draws) <= MOST_FITTED else pool
+        fitted = FEWEST_FITTED <= len(draws) <= MOST_FITTED
+        basis = pool.subset(np.sort(draws)) if fitted else pool.sample
         start = _first_factor(profile, pool.log_mean)
         return _Scale(pool, space, solve_scale(profile, basis, rounded=space == "counts", start=start))
     if mode == "counts":

@@ -24,6 +24,7 @@ from ..evaluator.reference_files import PerturbationList
 
 PREDICTION_NAME = "prediction.h5ad"
 NO_CONTEXT = ""
+SCAN_BLOCK_BYTES = 16 * 2**20
 # A file whose rows spread less than this around one sum is normalised; logged values spread far more.
 _EQUAL, _UNEQUAL, _FEWEST_ROWS = 1e-3, 0.05, 8
 
@@ -158,7 +159,8 @@ def read_part(
     if twice:
         problems.add("E525", source, "/var", first_of(twice), "each gene once")
     rows = meta.rows if meta is not None else "cell"
-    scan = scan_matrix(source, expm1=True, keep=keep)  # type: ignore[arg-type]
+    # Sums of expm1 judge the scale of log values; counts have no use for them.
+    scan = scan_matrix(source, expm1=rows == "cell", keep=keep, block_bytes=SCAN_BLOCK_BYTES)  # type: ignore[arg-type]
     matrix, notes = _matrix(source, edition, options, meta, scan, rows, problems)
     if rows == "mean":
         finite_only = [i for i in value_issues(scan, source, "mean") if i.code == "E614"]  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ from .pack_inputs import (
     prediction_files,
     read_part,
 )
-from .pack_rows import Progress
+from .pack_rows import PACK_BLOCK_BYTES, Progress
 
 MANIFEST_SUFFIX, CARD_SUFFIX = ".manifest.json", ".card.md"
 _SPACE_MARGIN = 32 * 2**20
@@ -329,7 +329,14 @@ def _written(
     inner, edition = work / f"{target.stem}.h5ad", build.edition
     record["result"] = build.write(draft, inner, work)
     record["emission"] = [report.to_json() for report in draft.reports()]
-    report = validate(inner, edition=edition, genes=inputs.genes, perts=inputs.perts, contexts=build.contexts)
+    report = validate(
+        inner,
+        edition=edition,
+        genes=inputs.genes,
+        perts=inputs.perts,
+        contexts=build.contexts,
+        block_bytes=PACK_BLOCK_BYTES,
+    )
     issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
     errors = [issue for issue in issues if issue.severity == "error"]
     if errors:

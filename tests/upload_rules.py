@@ -226,7 +226,7 @@ CASES = (
         "U23",
         "too many cells",
         ("E408",),
-        "cells",
+        "Cell count",
         edition={"max_cells": 179},
         official={"max_cell_dim": 179},
     ),
