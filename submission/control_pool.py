@@ -13,7 +13,7 @@ from ..data_specs.errors import ShapeError, UsageError
 from ..data_specs.normalize import lognormalize, row_totals
 
 SMALL_POOL = 500
-SAMPLE_CELLS = 2048
+SAMPLE_CELLS = 1024
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ControlPool:
 
     @cached_property
     def sample(self) -> ControlPool:
-        """At most 2,048 evenly spaced cells that stand for the pool where a rule is fitted to it."""
+        """At most 1,024 evenly spaced cells that stand for the pool where a rule is fitted to it."""
         step = -(-self.n_cells // SAMPLE_CELLS)
         return self if step == 1 else self.subset(np.arange(0, self.n_cells, step))
 

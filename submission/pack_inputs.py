@@ -34,7 +34,7 @@ class Part:
     """One opened file with its labels and scale.
 
     `perturbation` holds canonical labels (`control` for control), `context` is "" where the file has none. `keep`
-    are the rows that are used, in file order. `scan` is None for mean profiles.
+    are the rows that are used, in file order. `scan` is None for counts that only the final validation looks at.
     """
 
     source: Source
@@ -159,8 +159,16 @@ def read_part(
     if twice:
         problems.add("E525", source, "/var", first_of(twice), "each gene once")
     rows = meta.rows if meta is not None else "cell"
-    # Sums of expm1 judge the scale of log values; counts have no use for them.
-    scan = scan_matrix(source, expm1=rows == "cell", keep=keep, block_bytes=SCAN_BLOCK_BYTES)  # type: ignore[arg-type]
+    declared = meta.matrix.kind if meta is not None else "counts"
+    if rows == "cell" and not controls_only and edition.file.matrix == "counts" and options.matrix is None:
+        # The entry is validated value by value before it appears, so counts need no pass of their own.
+        note = f"X of {source.name} is {declared}: {'declared by the file' if meta else 'the rule of the edition'}."
+        target_sum = meta.matrix.target_sum if meta is not None else None
+        matrix = MatrixMeta(declared, target_sum)
+        return Part(source, perturbation, context, keep, matrix, rows, meta, None, (note,))
+    # Sums of expm1 judge the scale of log values; counts and means have no use for them.
+    linear = rows == "cell" and (edition.file.matrix != "counts" or declared == "log1p")
+    scan = scan_matrix(source, expm1=linear, keep=keep, block_bytes=SCAN_BLOCK_BYTES)  # type: ignore[arg-type]
     matrix, notes = _matrix(source, edition, options, meta, scan, rows, problems)
     if rows == "mean":
         finite_only = [i for i in value_issues(scan, source, "mean") if i.code == "E614"]  # type: ignore[arg-type]
