@@ -31,6 +31,11 @@ COMMANDS = {
         "vcbench.evaluator.cli_validate:validate",
         "Check a file against an edition; all problems at once.",
     ),
+    "verify": (
+        "vcbench.evaluator.cli_validate:verify",
+        "Check a finished submission file, its meta.json included.",
+    ),
+    "diff": ("vcbench.submission.cli:diff", "Show what separates two entries."),
     "score": ("vcbench.evaluator.cli_score:score", "Score predictions against the truth; write a ScoreCard."),
     "truth": (
         "vcbench.evaluator.cli_truth:truth",

@@ -15,11 +15,14 @@ from ..data_specs.errors import InvalidFile, UsageError
 from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
 from ..data_specs.issues import Issue, has_errors, make_issue, sort_issues
 from ..data_specs.memory_source import MemorySource
+from ..data_specs.named_files import Files, named_files, open_files
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind, StandardMeta, read_meta
 from .checks.case import Case, Names
+from .checks.controls import ContextBulks, control_issues, read_controls
+from .checks.extras import extra_issues
 from .checks.facts import header_facts, value_facts
 from .checks.genes import gene_issues
 from .checks.labels import label_issues
@@ -29,6 +32,7 @@ from .checks.rows import row_issues
 from .checks.scale import scale_issues
 from .checks.value_scan import Progress, ValueScan, scan_values
 from .checks.values import value_issues
+from .entry_meta import meta_issues
 from .reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
 
 ReadT = TypeVar("ReadT")
@@ -125,6 +129,7 @@ def validate(
     control: str | None = None,
     context_col: str | None = None,
     matrix: MatrixKind | None = None,
+    controls: Files | None = None,
     tmp: str | os.PathLike[str] | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     header_only: bool = False,
@@ -147,6 +152,8 @@ def validate(
         Names to use instead of the edition's.
     matrix
         The scale of X where the file does not declare it.
+    controls
+        Files of real control cells (one, several, or one per context), to compare predicted counts with.
     tmp
         Folder of the temporary file a `.vcc` is unpacked to.
     block_bytes
@@ -174,6 +181,8 @@ def validate(
     run = _Run(chosen, genes, perts, contexts, pert_col, control, context_col, matrix)
     run.read_lists()
     with ExitStack() as stack:
+        if controls is not None:
+            run.open_controls(stack, controls, tmp)
         opened = run.opened(stack, source, tmp)
         if opened is None:
             run.skip("genes, labels, panel and values", "the file could not be opened")
@@ -181,6 +190,39 @@ def validate(
             run.check(opened, block_bytes, progress, header_only=header_only)
     issues = tuple(sort_issues(run.issues))
     return ValidationReport(not has_errors(issues), issues, run.facts, tuple(run.not_checked))
+
+
+@dataclass(frozen=True)
+class CheckedNames:
+    """The lists and column names that an entry is read with; fields as the arguments of `validate`."""
+
+    genes: ListSource | None = None
+    perts: ListSource | None = None
+    contexts: Sequence[str] | None = None
+    pert_col: str | None = None
+    control: str | None = None
+    context_col: str | None = None
+    matrix: MatrixKind | None = None
+
+
+def checked_case(source: Source, edition: Edition, names: CheckedNames) -> Case:
+    """The case of an open source, for callers that change it. Raises `InvalidFile` when a list cannot be read."""
+    run = _Run(
+        edition,
+        names.genes,
+        names.perts,
+        names.contexts,
+        names.pert_col,
+        names.control,
+        names.context_col,
+        names.matrix,
+    )
+    run.path = source.path
+    run.read_lists()
+    case = run.case(source)
+    if has_errors(run.issues):
+        raise InvalidFile(run.issues)
+    return case
 
 
 class _Run:
@@ -211,6 +253,9 @@ class _Run:
         self.not_checked: list[NotChecked] = []
         self.gene_list = self.perturbation_list = None
         self.path: Path | None = None
+        self.meta: dict[str, Any] = {}
+        self.controls: Source | None = None
+        self.bulks: ContextBulks | None = None
 
     def skip(self, what: str, why: str) -> None:
         self.not_checked.append(NotChecked(what, why))
@@ -276,7 +321,14 @@ class _Run:
         self.issues += container_issues(entry, self.edition.file.containers, path, self.edition.id)
         self.facts |= {"source": str(path), "container": entry.container}
         if entry.meta:
-            self.facts["meta"] = entry.meta
+            self.facts["meta"] = self.meta = entry.meta
+
+    def open_controls(self, stack: ExitStack, controls: Files, tmp: str | os.PathLike[str] | None) -> None:
+        """Open the control files; one that cannot be read is an issue that names it."""
+        try:
+            self.controls = open_files(stack, named_files(controls, "--controls"), tmp)
+        except InvalidFile as error:
+            self.issues += error.issues
 
     def check(
         self, source: Source, block_bytes: int, progress: Progress | None, *, header_only: bool = False
@@ -297,22 +349,29 @@ class _Run:
         scan: ValueScan | None = None
         with self.gathering(source.path):
             cap = self.edition.panel.max_log1p
-            scan = scan_values(source, cap=cap, block_bytes=block_bytes, progress=progress)
+            on_rows = None
+            if self.controls is not None:
+                self.bulks = ContextBulks.of(case)
+                on_rows = self.bulks.add
+            scan = scan_values(source, cap=cap, block_bytes=block_bytes, progress=progress, on_rows=on_rows)
         if scan is None:
             self.skip("values", "X could not be read to its end")
             return
-        self.check_values(case, scan)
+        self.check_values(case, scan, block_bytes)
 
     def checked_header(self, source: Source) -> Case:
         """The case, after all checks that need no value of X."""
         case = self.case(source)
         self.facts |= header_facts(case)
-        for family in (row_issues, gene_issues, label_issues, panel_issues, kind_issues):
+        for family in (row_issues, gene_issues, label_issues, panel_issues, kind_issues, extra_issues):
             self.issues += family(case)
+        if self.meta and self.path is not None:
+            about = (case.perturbations, case.contexts, case.required_contexts)
+            self.issues += meta_issues(self.meta, self.path, source, *about)
         self.note_gaps(case)
         return case
 
-    def check_values(self, case: Case, scan: ValueScan) -> None:
+    def check_values(self, case: Case, scan: ValueScan, block_bytes: int) -> None:
         """All checks of what the pass over X found."""
         claim, detected = claimed_kind(case), detected_kind(scan)
         verdict = detected if claim.kind is None and self.edition.file.matrix == "detect" else claim
@@ -320,6 +379,13 @@ class _Run:
         self.issues += scale_issues(case, scan, verdict)
         if verdict.kind is None:
             self.skip("the scale of the values", "the matrix kind is not declared")
+        if self.controls is not None and self.bulks is not None:
+            if verdict.kind == "counts" and case.rows == "cell":
+                with self.gathering():
+                    known = read_controls(self.controls, case, block_bytes=block_bytes)
+                    self.issues += control_issues(case, scan, self.bulks, known)
+            else:
+                self.skip("cells against control cells", "only counts of single cells are compared")
         self.facts |= value_facts(case, scan, verdict, detected)
 
     def case(self, source: Source) -> Case:
@@ -380,7 +446,8 @@ class _Run:
             self.skip("control cells", "mean profiles get them when they are packed")
         if case.meta is not None and self.edition.file.matrix == "declared":
             self.skip("target_sum and genes against the truth", "`vcbench score` compares the two files")
-        self.skip("predicted cells that copy real control cells", "only one file is read")
+        if self.controls is None:
+            self.skip("cells against real control cells", "no --controls given")
 
 
 def _why_no_list(given: ListSource | None, option: str) -> str:

@@ -11,6 +11,7 @@ _EXPORTS = {
     "EmittedGroup": "emission",
     "Inspection": "inspection",
     "PackResult": "packing",
+    "diff_entries": "diffing",
     "emit_cells": "emission",
     "inspect_file": "inspection",
     "pack": "packing",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data_specs.cli_support import (
+    EXIT_INVALID,
     dry_run_option,
     echo_issues,
     echo_json,
@@ -21,8 +22,10 @@ from ..data_specs.cli_support import (
     seed_option,
     threads_option,
 )
+from ..data_specs.issues import first_of
 
 if TYPE_CHECKING:
+    from .diffing import Difference
     from .inspection import Inspection
     from .packing import PackResult
 
@@ -206,6 +209,11 @@ def _print_inspection(found: Inspection) -> None:
         ("control rows", ", ".join(f"{name}: {n:,}" for name, n in found.controls.items()) or "none"),
         ("contexts", ", ".join(f"{name}: {n:,}" for name, n in found.contexts.items()) or "no column"),
         ("in memory", f"{found.memory['csr_float32'] / 2**20:,.1f} MiB sparse"),
+        (
+            "official 2026 tools",
+            f"about {found.memory['official_packing'] / 2**30:,.1f} GiB to pack, "
+            f"{found.memory['official_scoring'] / 2**30:,.1f} GiB on the server",
+        ),
     ]
     bad = {"NaN": found.n_nan, "infinite": found.n_infinite, "negative": found.n_negative}
     if any(bad.values()):
@@ -226,3 +234,55 @@ def _spread(spread: Any) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:,.6g}"
+
+
+@click.command(epilog="Example: vcbench diff old.vcc new.vcc")
+@click.argument("left", type=click.Path())
+@click.argument("right", type=click.Path())
+@click.option("--tmp", type=click.Path(), help="Folder to unpack .vcc files in; default: beside them.")
+@format_option
+def diff(left: str, right: str, tmp: str | None, output_format: str) -> None:
+    """Show what separates two entries: genes, labels, cells per perturbation, mean profiles.
+
+    Exit code 0: equal; 1: different; 2: wrong usage.
+    """
+    from .diffing import diff_entries
+
+    found = diff_entries(left, right, tmp=tmp)
+    if output_format == "json":
+        echo_json(found.to_json())
+    else:
+        _print_difference(found)
+    if not found.equal:
+        click.get_current_context().exit(EXIT_INVALID)
+
+
+def _print_difference(found: Difference) -> None:
+    def some(items: tuple[Any, ...]) -> str:
+        named = [
+            item if isinstance(item, str) else ": ".join(part for part in item if part) for item in items
+        ]
+        return first_of(named)
+
+    values = {True: "equal", False: "different", None: "not comparable"}[found.same_values]
+    rows = [
+        ("rows x genes", " and ".join(f"{n:,} x {m:,}" for n, m in (found.shape_left, found.shape_right))),
+        ("genes", "same order" if found.same_gene_order else "another order or set"),
+        ("only in the first", f"genes {some(found.genes_only_left)}; groups {some(found.groups_only_left)}"),
+        (
+            "only in the second",
+            f"genes {some(found.genes_only_right)}; groups {some(found.groups_only_right)}",
+        ),
+        ("labels by row", "same" if found.same_labels else "different"),
+        ("other numbers of rows", some(found.sizes_differ)),
+        ("values", values),
+        ("groups with other means", f"{len(found.groups):,}"),
+    ]
+    echo_table(["what", "found"], rows, title=f"{found.left} and {found.right}")
+    if found.groups:
+        table = [
+            (g.context, g.perturbation, f"{g.largest:.4g}", f"{g.rms:.4g}", _number(g.correlation))
+            for g in found.groups[:10]
+        ]
+        echo_table(["context", "perturbation", "largest", "rms", "correlation"], table)
+    click.echo("equal" if found.equal else "different")

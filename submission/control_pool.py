@@ -13,6 +13,7 @@ from ..data_specs.errors import ShapeError, UsageError
 from ..data_specs.normalize import lognormalize, row_totals
 
 SMALL_POOL = 500
+SAMPLE_CELLS = 1024
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class ControlPool:
     def small(self) -> bool:
         """Fewer than 500 cells: resampling would repeat the same few cells, so counts are drawn instead."""
         return self.n_cells < SMALL_POOL
+
+    @cached_property
+    def sample(self) -> ControlPool:
+        """At most 1,024 evenly spaced cells that stand for the pool where a rule is fitted to it."""
+        step = -(-self.n_cells // SAMPLE_CELLS)
+        return self if step == 1 else self.subset(np.arange(0, self.n_cells, step))
 
     @cached_property
     def totals(self) -> np.ndarray:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
 from ..data_specs.errors import UsageError
 from .control_pool import ControlPool
-from .emission_draws import SystematicRounding, poisson_with_totals
+
+if TYPE_CHECKING:
+    from .emission_draws import SystematicRounding
 
 Mode = Literal["tile", "shift", "scale", "counts", "thin"]
 Space = Literal["counts", "log1p"]
 MODES: tuple[Mode, ...] = ("tile", "shift", "scale", "counts", "thin")
 MAX_FACTOR = 100.0
 THIN_SOLVE_CELLS = 1024
-# Groups of this many cells get factors fitted to their own control cells, others to the whole pool.
+# Groups of this many cells get factors fitted to their own control cells, others to a sample of the pool.
 FEWEST_FITTED, MOST_FITTED = 100, 2048
 
 
@@ -84,7 +86,8 @@ def make_rule(
         return _Shift(profile, pool, space)
     if mode == "scale":
         # Factors that fit the very cells drawn leave no error of the draw in the group mean.
-        basis = pool.subset(np.sort(draws)) if FEWEST_FITTED <= len(draws) <= MOST_FITTED else pool
+        fitted = FEWEST_FITTED <= len(draws) <= MOST_FITTED
+        basis = pool.subset(np.sort(draws)) if fitted else pool.sample
         start = _first_factor(profile, pool.log_mean)
         return _Scale(pool, space, solve_scale(profile, basis, rounded=space == "counts", start=start))
     if mode == "counts":
@@ -253,6 +256,8 @@ class _Scale:
     _rounding: SystematicRounding | None = None
 
     def _rounded(self, rng: np.random.Generator) -> SystematicRounding:
+        from .emission_draws import SystematicRounding
+
         if self._rounding is None:
             self._rounding = SystematicRounding(self.pool.n_genes, rng)
         return self._rounding
@@ -274,9 +279,7 @@ class _Scale:
             self.expected = aim if self.expected is None else self.expected + aim
             data = self._rounded(rounding)(data, rows.indices)
         scaled = sp.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
-        cells = sp.csr_array(
-            scaled + poisson_with_totals(self.pool.totals[draws], self.solution.share, counting)
-        )
+        cells = sp.csr_array(scaled + _poisson(self.pool.totals[draws], self.solution.share, counting))
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
 
 
@@ -293,7 +296,7 @@ class _Counts:
         totals = self.pool.totals[draws]
         aim = self.solution.share * totals.sum()
         self.expected = aim if self.expected is None else self.expected + aim
-        cells = poisson_with_totals(totals, self.solution.share, counting)
+        cells = _poisson(totals, self.solution.share, counting)
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
 
 
@@ -319,8 +322,15 @@ class _Thin:
         aim = np.bincount(rows.indices, weights=rows.data * keep, minlength=self.pool.n_genes)
         aim += share * totals.sum()
         self.expected = aim if self.expected is None else self.expected + aim
-        cells = sp.csr_array(cells + poisson_with_totals(totals, share, counting))
+        cells = sp.csr_array(cells + _poisson(totals, share, counting))
         return cells if self.space == "counts" else log_of(cells, self.pool.target_sum)
+
+
+def _poisson(totals: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> sp.csr_array:
+    # Imported here, so that packing which draws nothing loads no numba.
+    from .emission_draws import poisson_with_totals
+
+    return poisson_with_totals(totals, share, rng)
 
 
 def log_of(cells: sp.csr_array, target_sum: float) -> sp.csr_array:

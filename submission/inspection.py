@@ -16,6 +16,7 @@ from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
 from ..data_specs.issues import Issue
 from ..data_specs.labels import CONTROL_ALIASES
 from ..data_specs.standard import CONTEXT, PERTURBATION
+from ..evaluator.official_memory import packing_bytes, scoring_bytes
 
 LABEL_COLUMNS = (PERTURBATION, "target_gene", "gene", "condition")
 CONTEXT_COLUMNS = (CONTEXT, "cell_type", "celltype", "cell_line")
@@ -56,7 +57,8 @@ class Inspection:
     controls
         Rows whose label is a known name of the control, by label.
     memory
-        Bytes of X in memory as CSR float32 and as dense float32.
+        Bytes of X in memory as CSR float32 and as dense float32, and the estimates for the official 2026 tools:
+        the client's packing and the server's scoring.
     """
 
     path: str
@@ -186,6 +188,12 @@ def _inspection(
         memory={
             "csr_float32": tally["nonzero"] * 8 + (file.n_obs + 1) * 8,
             "dense_float32": n_cells * 4,
+            "official_packing": packing_bytes(
+                file.matrix.n_stored if file.matrix.storage != "dense" else tally["nonzero"],
+                sparse_float32=file.matrix.storage != "dense" and file.matrix.dtype == np.float32,
+                reordered=False,
+            ),
+            "official_scoring": scoring_bytes(tally["nonzero"]),
         },
         file_bytes=path.stat().st_size,
         notes=notes,

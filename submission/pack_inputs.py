@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..data_specs.h5ad import Labels
 from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED_LABELS
 from ..data_specs.matrix_scan import MatrixScan, constant_scale, scale_tolerance, scan_matrix, value_issues
+from ..data_specs.named_files import Files, NamedFile, named_files
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixKind, MatrixMeta, StandardMeta, read_meta
@@ -23,6 +24,7 @@ from ..evaluator.reference_files import PerturbationList
 
 PREDICTION_NAME = "prediction.h5ad"
 NO_CONTEXT = ""
+SCAN_BLOCK_BYTES = 16 * 2**20
 # A file whose rows spread less than this around one sum is normalised; logged values spread far more.
 _EQUAL, _UNEQUAL, _FEWEST_ROWS = 1e-3, 0.05, 8
 
@@ -32,7 +34,7 @@ class Part:
     """One opened file with its labels and scale.
 
     `perturbation` holds canonical labels (`control` for control), `context` is "" where the file has none. `keep`
-    are the rows that are used, in file order. `scan` is None for mean profiles.
+    are the rows that are used, in file order. `scan` is None for counts that only the final validation looks at.
     """
 
     source: Source
@@ -110,6 +112,16 @@ def prediction_path(pred: str | os.PathLike[str], problems: Problems) -> Path:
     return inside
 
 
+def prediction_files(pred: Files, problems: Problems) -> list[NamedFile]:
+    """The files of a prediction: as given, with `prediction.h5ad` for a run folder. Raises `InvalidFile` (E532)."""
+    return [(context, prediction_path(path, problems)) for context, path in named_files(pred, "PRED")]
+
+
+def in_memory(pred: Any) -> bool:
+    """Whether the prediction is an AnnData (or looks like one), not a path."""
+    return hasattr(pred, "obs") and hasattr(pred, "X")
+
+
 def read_part(
     source: Source, edition: Edition, options: ReadOptions, problems: Problems, *, controls_only: bool = False
 ) -> Part | None:
@@ -147,7 +159,16 @@ def read_part(
     if twice:
         problems.add("E525", source, "/var", first_of(twice), "each gene once")
     rows = meta.rows if meta is not None else "cell"
-    scan = scan_matrix(source, expm1=True, keep=keep)  # type: ignore[arg-type]
+    declared = meta.matrix.kind if meta is not None else "counts"
+    if rows == "cell" and not controls_only and edition.file.matrix == "counts" and options.matrix is None:
+        # The entry is validated value by value before it appears, so counts need no pass of their own.
+        note = f"X of {source.name} is {declared}: {'declared by the file' if meta else 'the rule of the edition'}."
+        target_sum = meta.matrix.target_sum if meta is not None else None
+        matrix = MatrixMeta(declared, target_sum)
+        return Part(source, perturbation, context, keep, matrix, rows, meta, None, (note,))
+    # Sums of expm1 judge the scale of log values; counts and means have no use for them.
+    linear = rows == "cell" and (edition.file.matrix != "counts" or declared == "log1p")
+    scan = scan_matrix(source, expm1=linear, keep=keep, block_bytes=SCAN_BLOCK_BYTES)  # type: ignore[arg-type]
     matrix, notes = _matrix(source, edition, options, meta, scan, rows, problems)
     if rows == "mean":
         finite_only = [i for i in value_issues(scan, source, "mean") if i.code == "E614"]  # type: ignore[arg-type]

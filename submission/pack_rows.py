@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, Labels
+from ..data_specs.h5ad import Labels
 from ..data_specs.h5ad_write import write_h5ad_stream
 from ..data_specs.normalize import lognormalize
 from ..data_specs.sources import Source
@@ -18,6 +18,8 @@ from .control_pool import ControlPool
 from .emission import EmissionReport, GroupEmission, Mode, Space, amplify, group_seed
 
 MAX_POOL_CELLS = 4096
+# Scans and reorderings take several copies of a block.
+PACK_BLOCK_BYTES = 16 * 2**20
 Progress = Callable[[int, int], None]
 
 
@@ -43,7 +45,7 @@ class FileRows:
     order: np.ndarray
     perturbation: np.ndarray
     context: np.ndarray
-    block_bytes: int = DEFAULT_BLOCK_BYTES
+    block_bytes: int = PACK_BLOCK_BYTES
 
     def blocks(self) -> Iterator[sp.csr_array]:
         for block in self.source.row_blocks(max_bytes=self.block_bytes):

@@ -22,24 +22,35 @@ from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue
 from ..data_specs.memory_source import MemorySource
+from ..data_specs.named_files import Files, NamedFile, named_files, open_files
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
 from ..data_specs.temporary import remove_leftovers, temporary_path
+from ..evaluator.entry_meta import entry_meta
 from ..evaluator.reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
 from ..evaluator.validation import validate
-from ..evaluator.vcc2026.fingerprints import perturbations_fingerprint
 from .emission import check_effect_scale
 from .emission_rules import Mode
+from .entry_card import entry_card
 from .pack_build import Build, Draft
-from .pack_inputs import Problems, ReadOptions, check_list, gene_order, read_part
-from .pack_rows import Progress
-from .pack_sources import Files, NamedFile, in_memory, named_files, open_source, prediction_files
+from .pack_inputs import (
+    Part,
+    Problems,
+    ReadOptions,
+    check_list,
+    gene_order,
+    in_memory,
+    prediction_files,
+    read_part,
+)
+from .pack_rows import PACK_BLOCK_BYTES, Progress
 
-MANIFEST_SUFFIX = ".manifest.json"
+MANIFEST_SUFFIX, CARD_SUFFIX = ".manifest.json", ".card.md"
 _SPACE_MARGIN = 32 * 2**20
 _CHUNK = 2**20
+_LONGEST_FACT = 500
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class PackResult:
 
     Attributes
     ----------
-    entry, manifest
+    entry, manifest, card
         The written files; None after a dry run.
     record
         The content of the manifest: inputs with hashes, mode, seed, versions, emission reports, validation.
@@ -63,6 +74,7 @@ class PackResult:
     record: dict[str, Any]
     warnings: tuple[Issue, ...] = ()
     next_command: str = ""
+    card: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def pack(
         Cells or mean effects (`.h5ad`, `.vcc`, AnnData in memory), or a run folder with `prediction.h5ad`. Several
         files, or `{context: file}` and `"CONTEXT=FILE"`, are read as one prediction.
     out
-        `.vcc` or `.h5ad`; `out` + `.manifest.json` is written beside it.
+        `.vcc` or `.h5ad`; `out` + `.manifest.json` and `out` + `.card.md` are written beside it.
     genes, perts
         The official lists. Genes are put into list order; a list with `n_cells` says how many cells each target gets.
     controls
@@ -156,12 +168,12 @@ def pack(
     folder = target.absolute().parent
     remove_leftovers(folder)
     with ExitStack() as stack:
-        source = open_source(stack, inputs.prediction, folder) if inputs.prediction else MemorySource(pred)
-        control_source = open_source(stack, inputs.controls, folder) if inputs.controls else None
+        source = open_files(stack, inputs.prediction, folder) if inputs.prediction else MemorySource(pred)
+        control_source = open_files(stack, inputs.controls, folder) if inputs.controls else None
         build = _build(source, control_source, chosen, options, inputs, problems)
         build.progress = progress
         draft = build.plan()
-        record = _record(chosen, options, inputs, draft)
+        record = _record(chosen, options, inputs, build.part, draft)
         if dry_run:
             return PackResult(None, None, record, (), _again(chosen, inputs, options, target))
         work = stack.enter_context(temporary_path(folder, ".pack"))
@@ -243,7 +255,8 @@ def _required_contexts(
 
 def _checked_target(out: Path, edition: Edition, inputs: list[Path], force: bool) -> Path:
     target = check_output(out, inputs=inputs, force=force)
-    check_output(_manifest_of(target), inputs=inputs, force=force)
+    for beside in (_manifest_of(target), _card_of(target)):
+        check_output(beside, inputs=inputs, force=force)
     vcc = next((name for name in edition.file.containers if name != "h5ad"), "a .vcc")
     container = vcc if target.suffix.lower() == ".vcc" else "h5ad"
     if target.suffix.lower() not in (".vcc", ".h5ad"):
@@ -256,6 +269,10 @@ def _checked_target(out: Path, edition: Edition, inputs: list[Path], force: bool
 
 def _manifest_of(entry: Path) -> Path:
     return entry.with_name(entry.name + MANIFEST_SUFFIX)
+
+
+def _card_of(entry: Path) -> Path:
+    return entry.with_name(entry.name + CARD_SUFFIX)
 
 
 def _build(
@@ -312,7 +329,14 @@ def _written(
     inner, edition = work / f"{target.stem}.h5ad", build.edition
     record["result"] = build.write(draft, inner, work)
     record["emission"] = [report.to_json() for report in draft.reports()]
-    report = validate(inner, edition=edition, genes=inputs.genes, perts=inputs.perts, contexts=build.contexts)
+    report = validate(
+        inner,
+        edition=edition,
+        genes=inputs.genes,
+        perts=inputs.perts,
+        contexts=build.contexts,
+        block_bytes=PACK_BLOCK_BYTES,
+    )
     issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
     errors = [issue for issue in issues if issue.severity == "error"]
     if errors:
@@ -324,11 +348,15 @@ def _written(
         record["container"] = _write_container(build, inner, ready, manifest, threads or _cpus())
         inner.unlink()
     record["entry"] = {"name": target.name, **_file_facts(ready)}
-    beside = work / "manifest.json"
+    following = _following(edition, target)
+    beside, card = work / "manifest.json", work / "card.md"
     write_text(beside, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    ready.replace(target)
+    write_text(card, entry_card(record, following))
+    # The entry comes last: whoever sees it sees its manifest and card too.
     beside.replace(_manifest_of(target))
-    return PackResult(target, _manifest_of(target), record, issues, _following(edition, target))
+    card.replace(_card_of(target))
+    ready.replace(target)
+    return PackResult(target, _manifest_of(target), record, issues, following, _card_of(target))
 
 
 def _following(edition: Edition, target: Path) -> str:
@@ -345,18 +373,8 @@ def _write_container(
     if "vcc2026" not in build.edition.file.containers:
         return write_vcc2025(inner, out, threads=threads)
     with H5ad(inner) as file:
-        labels = file.labels(build.edition.file.perturbation_column).categories
-        contexts = list(build.contexts or ())
-        of_these = manifest is not None and set(manifest.contexts) == set(contexts)
-        meta = {
-            "nnz": file.matrix.n_stored,
-            "n_obs": file.n_obs,
-            "n_vars": file.n_vars,
-            "cli_version": f"vcbench {version('vcbench')}",
-            "contexts": contexts,
-            "perts_fingerprint": perturbations_fingerprint(labels),
-            "panel_id": manifest.panel_id if manifest is not None and of_these else None,
-        }
+        labels = file.labels(build.edition.file.perturbation_column)
+        meta = entry_meta(file, labels, build.contexts or (), manifest)
     return write_vcc2026(inner, out, meta=meta, threads=threads)
 
 
@@ -367,7 +385,21 @@ def _renamed(issue: Issue, inner: Path, target: Path) -> Issue:
     return replace(issue, fix=fix.replace(str(inner), str(target)), where=where)
 
 
-def _record(edition: Edition, options: PackOptions, inputs: Inputs, draft: Draft) -> dict[str, Any]:
+def _model_facts(part: Part) -> dict[str, Any]:
+    """What the prediction's own record says about the model, its data, split and seeds."""
+    if part.meta is None:
+        return {}
+    facts = {"dataset_id": part.meta.dataset_id, **part.meta.extra}
+    return {
+        key: value
+        for key, value in facts.items()
+        if isinstance(value, (str, int, float, bool)) and len(str(value)) <= _LONGEST_FACT
+    }
+
+
+def _record(
+    edition: Edition, options: PackOptions, inputs: Inputs, part: Part, draft: Draft
+) -> dict[str, Any]:
     import h5py
     import numpy
     import scipy
@@ -378,6 +410,7 @@ def _record(edition: Edition, options: PackOptions, inputs: Inputs, draft: Draft
         "manifest_version": 1,
         "edition": edition.id,
         "inputs": inputs.facts(),
+        **({"model": model} if (model := _model_facts(part)) else {}),
         **({"contexts": list(options.contexts)} if options.contexts else {}),
         "seed": options.seed,
         "effect_scale": options.effect_scale,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from ...data_specs.issues import Issue
+from ..official_memory import GIB, packing_bytes, physical_bytes
 from .case import Case, Group, first_with_count
 from .labels import control_aliases, suffixed_labels
 from .rows import refused_keys
@@ -26,9 +29,24 @@ def panel_issues(case: Case) -> Iterator[Issue]:
     info = case.source.matrix
     if panel.max_stored is not None and info.storage != "dense" and info.n_stored > panel.max_stored:
         yield stored_issue(case, info.n_stored)
+    yield from _memory_issues(case)
     if case.perturbations is not None and case.source.n_obs:
         yield from _set_issues(case)
         yield from _cell_count_issues(case)
+
+
+def _memory_issues(case: Case) -> Iterator[Issue]:
+    physical = physical_bytes()
+    info = case.source.matrix
+    if "vcc2026" not in case.edition.file.containers or physical is None:
+        return
+    listed = None if case.gene_list is None else list(case.gene_list.genes)
+    plain = info.storage != "dense" and info.dtype.newbyteorder("=") == np.float32
+    reordered = listed is not None and listed != [str(gene) for gene in case.source.genes]
+    needed = packing_bytes(info.n_stored, sparse_float32=plain, reordered=reordered)
+    if needed > physical:
+        found = f"about {needed / GIB:,.0f} GiB"
+        yield case.issue("W411", "/X", found=found, expected=f"at most {physical / GIB:,.0f} GiB")
 
 
 def stored_issue(case: Case, n_stored: int) -> Issue:

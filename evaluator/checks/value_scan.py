@@ -19,6 +19,8 @@ SCALE_SAMPLE_ROWS = 2048
 # Above this, expm1 overflows; such values are reported through the cap or their row total.
 _LARGEST_EXPONENT = 700.0
 Progress = Callable[[int, int], None]
+# Called with the cleaned rows of a block (float64, without zeros) and the number of the first.
+OnRows = Callable[[sp.csr_array, int], None]
 
 
 @dataclass
@@ -94,6 +96,7 @@ def scan_values(
     cap: float | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     progress: Progress | None = None,
+    on_rows: OnRows | None = None,
 ) -> ValueScan:
     """Read X once in row blocks. The result does not depend on the block size or the storage.
 
@@ -103,10 +106,11 @@ def scan_values(
         Values of at least this are counted in `above_cap`.
     progress
         Called with (rows done, rows in all) after each block.
+    on_rows
+        Called with the cleaned rows of every block that has values.
     """
     scan = ValueScan(source.n_obs, cap)
-    projection = np.random.default_rng(20251).uniform(0.5, 1.5, (source.n_vars, 3))
-    projection[:, 0] = 1.0
+    projection = row_projection(source.n_vars)
     step = DETECTION_FRACTION
     if source.matrix.dtype.kind == "f" and source.matrix.dtype.itemsize <= 4:
         step = float(np.float32(DETECTION_FRACTION))
@@ -114,15 +118,24 @@ def scan_values(
     for block in source.row_blocks(max_bytes=block_bytes, canonical=False):
         rows = block.matrix
         if rows.nnz:
-            _add_block(scan, rows, block.start, projection, step, count_zeros=not dense)
+            clean = _add_block(scan, rows, block.start, projection, step, count_zeros=not dense)
+            if on_rows is not None and clean is not None:
+                on_rows(clean, block.start)
         if progress is not None:
             progress(block.stop, source.n_obs)
     return scan
 
 
+def row_projection(n_vars: int) -> np.ndarray:
+    """The columns that rows are summed over: ones, and two random ones by which equal rows are found; (n_vars, 3)."""
+    projection = np.random.default_rng(20251).uniform(0.5, 1.5, (n_vars, 3))
+    projection[:, 0] = 1.0
+    return projection
+
+
 def _add_block(
     scan: ValueScan, rows: sp.csr_array, start: int, projection: np.ndarray, step: float, *, count_zeros: bool
-) -> None:
+) -> sp.csr_array | None:
     if count_zeros:
         scan.n_stored_zeros += int(np.count_nonzero(rows.data == 0))
     n_before = rows.nnz
@@ -130,7 +143,7 @@ def _add_block(
     scan.n_duplicates += n_before - rows.nnz
     rows.eliminate_zeros()
     if not rows.nnz:
-        return
+        return None
     data = rows.data.astype(np.float64)
     _add_bad_values(scan, rows, data, start)
     stop = start + len(rows.indptr) - 1
@@ -147,6 +160,7 @@ def _add_block(
         part = clean[scan.sampled[low:high] - start]
         part.data = np.expm1(np.minimum(part.data, _LARGEST_EXPONENT))
         scan.expm1_totals[low:high] = part @ np.ones(projection.shape[0])
+    return clean
 
 
 def _add_bad_values(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start: int) -> None:

@@ -12,6 +12,8 @@ from .case import Case, first_with_count
 from .panel import stored_issue
 from .value_scan import Sighting, ValueScan
 
+COPIES_BY_CHANCE = 1e-3
+
 
 def value_issues(case: Case, scan: ValueScan, kind: MatrixKind | None) -> Iterator[Issue]:
     """Every problem of single values and of rows and groups, for X read as `kind`."""
@@ -120,12 +122,30 @@ def _repetition_issues(case: Case, scan: ValueScan) -> Iterator[Issue]:
             severity: Severity = "info" if case.edition.emission == "tile" else "warning"
             found = first_with_count(names, "groups without any spread", len(case.groups))
             yield case.issue("W318", "/X", found=found, expected="cells that differ", severity=severity)
+    if case.rows == "cell" and case.edition.emission != "tile":
+        yield from _copied_cells(case, scan)
     same = _identical_contexts(case, scan)
     if same:
         context, n_perturbations = same[0]
         where = "" if context is None else f" in context {context!r}"
         found = f"{n_perturbations:,} perturbations with one mean profile{where}"
         yield case.issue("W317", "/X", found=found, expected="predictions that differ between perturbations")
+
+
+def _copied_cells(case: Case, scan: ValueScan) -> Iterator[Issue]:
+    """Cells that equal an earlier cell of the entry; groups of one repeated cell have their own code (W318)."""
+    control = np.array([name == case.control for _, name in case.groups], dtype=bool)
+    whole = (distinct_rows(case, scan) == 1) | control
+    rows = np.flatnonzero((case.group_codes >= 0) & (scan.n_detected > 0))
+    rows = rows[~whole[case.group_codes[rows]]]
+    if not len(rows):
+        return
+    _, first = np.unique(scan.prints[rows], axis=0, return_index=True)
+    copies = np.setdiff1d(np.arange(len(rows)), first)
+    # A few equal cells occur by chance among cells of few counts.
+    if len(copies) > max(1, COPIES_BY_CHANCE * len(rows)):
+        found = f"{len(copies):,} of {len(rows):,} cells (first: {case.row_name(int(rows[copies[0]]))})"
+        yield case.issue("W322", "/X", found=found, expected="cells that differ")
 
 
 def _filled(case: Case, scan: ValueScan) -> np.ndarray:

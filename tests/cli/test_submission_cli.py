@@ -167,7 +167,12 @@ def test_inspect_json_by_hand(tmp_path, capsys):
     assert found["detected"] == {"minimum": 0.0, "median": 1.5, "mean": 1.25, "maximum": 2.0}
     assert found["labels"] == {"A": 2, "non-targeting": 1} and found["n_unlabelled"] == 1
     assert found["controls"] == {"non-targeting": 1} and found["contexts"] == {"c": 2, "d": 2}
-    assert found["memory"] == {"csr_float32": 5 * 8 + 5 * 8, "dense_float32": 48}
+    assert found["memory"] == {
+        "csr_float32": 5 * 8 + 5 * 8,
+        "dense_float32": 48,
+        "official_packing": int(2.2 * 8 * 5) + 2 * 2**30,
+        "official_scoring": int(1.12 * 8 * 5) + 26 * 2**30,
+    }
     assert (found["container"], found["declared"], found["notes"]) == ("h5ad", {}, [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from packing_2026 import files_2026
 from parity.official import tool_python
 from vcbench.data_specs.containers import open_entry
 from vcbench.data_specs.h5ad import H5ad
@@ -19,6 +21,8 @@ from vcbench.evaluator.scoring import score
 from vcbench.evaluator.truth import build_truth
 from vcbench.evaluator.validation import validate
 from vcbench.evaluator.vcc2026.fingerprints import perturbations_fingerprint
+from vcbench.submission.packing import pack
+from vcbench.submission.unpacking import unpack
 
 pytestmark = pytest.mark.parity
 CONTEXTS, TARGETS = ("A", "B", "C"), ("G1", "G7", "G12", "G30")
@@ -131,3 +135,60 @@ def test_scored_against_a_truth_per_context(made, tmp_path):
     through = score(entry, bundles, edition="vcc2026")
     assert through.card.metrics == direct.metrics and through.card.score is not None
     assert through.result.tables["leaderboard"]["context"].tolist() == [*CONTEXTS, "mean"]
+
+
+READERS = """
+import json, sys
+from vcc import vccfile
+vccfile.validate_vcc(sys.argv[1])
+read = (vccfile.nnz_from_vcc, vccfile.contexts_from_vcc, vccfile.read_vcc_meta)
+print(json.dumps([reader(sys.argv[1]) for reader in read]))
+"""
+
+
+def official(client: str, *words: object) -> None:
+    done = subprocess.run(
+        [client, *(str(word) for word in words)], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_our_entry_is_accepted_by_the_client(client, tmp_path):
+    """Its container check, its readers of meta.json, and a full dry run of prep on the content; fingerprints agree."""
+    files = files_2026(tmp_path)
+    entry = tmp_path / "ours.vcc"
+    pack(files.means, "vcc2026", out=entry, **files.options(mode="scale"))
+    python = Path(client).with_name("python")
+    done = subprocess.run([python, "-c", READERS, entry], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    nnz, contexts, meta = json.loads(done.stdout)
+    plain = unpack(entry, out=tmp_path / "plain.h5ad").h5ad
+    with H5ad(plain) as source:
+        assert nnz == source.matrix.n_stored and contexts == ["A", "B"]
+    lists = ["-g", files.genes, "--perts", files.perts, "--contexts", "A,B", "--expected-gene-dim", "40"]
+    official(client, "prep", plain, *lists, "--dry-run")
+    official(client, "prep", plain, *lists, "-o", tmp_path / "theirs.vcc")
+    with open_entry(tmp_path / "theirs.vcc") as theirs:
+        for key in ("schema", "nnz", "n_obs", "n_vars", "contexts", "perts_fingerprint"):
+            assert theirs.meta[key] == meta[key], key
+
+
+def test_a_sample_of_the_client_is_accepted_here(client, tmp_path):
+    files = files_2026(tmp_path)
+    entry = tmp_path / "sample.vcc"
+    words = [
+        "-g",
+        files.genes,
+        "-p",
+        files.perts,
+        "--contexts",
+        "A,B",
+        "--genes-per-cell",
+        "12",
+        "--seed",
+        "3",
+    ]
+    official(client, "sample", *words, "-o", entry)
+    report = validate(entry, edition="vcc2026", genes=files.genes, perts=files.perts, contexts=("A", "B"))
+    assert report.valid, report.issues
+    assert "E541" not in {issue.code for issue in report.issues}

@@ -48,7 +48,7 @@ def test_fix_is_a_command_that_parses(code):
         "vcbench nothing",
         "vcbench validate",
         "vcbench validate a.h5ad",
-        "vcbench validate a.h5ad --edition x --fix b",
+        "vcbench validate a.h5ad --edition x --mend b",
     ],
 )
 def test_the_parser_of_this_test_refuses_wrong_lines(line):

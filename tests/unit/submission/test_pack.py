@@ -189,7 +189,8 @@ def test_every_mode_gives_a_valid_entry_with_a_report_per_group(mode, files, out
     assert validate(out, edition="vcc2025", genes=files.genes, perts=files.perts).valid
     assert record["seed"] == 3 and record["versions"]["zstd"] and record["validation"]["valid"]
     assert record["entry"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert sorted(p.name for p in out.parent.iterdir()) == ["entry.vcc", "entry.vcc.manifest.json"]
+    written = ["entry.vcc", "entry.vcc.card.md", "entry.vcc.manifest.json"]
+    assert sorted(p.name for p in out.parent.iterdir()) == written
 
 
 def test_seed_changes_drawn_cells(files, tmp_path):

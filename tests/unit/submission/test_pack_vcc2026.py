@@ -243,7 +243,7 @@ def test_refusals_before_anything_is_written(files, out, tmp_path):
     bare = official_cells(tmp_path / "bare.h5ad", x, labels, [None] * len(x), GENES)
     assert codes(bare, out, **files.options(controls=None)) == ["E538"]
     fractions = official_cells(tmp_path / "fractions.h5ad", np.log1p(x), labels, "A", GENES)
-    assert codes(fractions, out, **files.options(controls=None, contexts=["A"])) == ["E616"]
+    assert codes(fractions, out, **files.options(controls=None, contexts=["A"])) == ["E304"]
     asked = files.options(controls=None, contexts=["A"], matrix="log1p", target_sum=80.0)
     assert codes(fractions, out, **asked) == ["E539"]
     write_manifest(files.genes.parent, contexts="AB")

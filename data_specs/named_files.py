@@ -1,4 +1,4 @@
-"""Which files a pack starts from: one path, several, or one per context; opened and read as one source."""
+"""One file, several, or one per context (`CONTEXT=FILE`), opened and read as one source."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from ..data_specs.containers import open_entry
-from ..data_specs.errors import UsageError
-from ..data_specs.h5ad import H5ad
-from ..data_specs.joined_source import JoinedSource
-from ..data_specs.memory_source import MemorySource
-from ..data_specs.sources import Source
-from ..data_specs.standard import CONTEXT
-from .pack_inputs import Problems, prediction_path
+from .containers import open_entry
+from .errors import UsageError
+from .h5ad import H5ad
+from .joined_source import JoinedSource
+from .memory_source import MemorySource
+from .sources import Source
+from .standard import CONTEXT
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Files: TypeAlias = PathLike | Sequence[PathLike] | Mapping[str, PathLike]
@@ -49,12 +48,7 @@ def named_files(files: Files, option: str) -> list[NamedFile]:
     return out
 
 
-def prediction_files(pred: Files, problems: Problems) -> list[NamedFile]:
-    """The files of a prediction: as given, with `prediction.h5ad` for a run folder. Raises `InvalidFile` (E532)."""
-    return [(context, prediction_path(path, problems)) for context, path in named_files(pred, "PRED")]
-
-
-def open_source(stack: ExitStack, files: Sequence[NamedFile], tmp: Path) -> Source:
+def open_files(stack: ExitStack, files: Sequence[NamedFile], tmp: PathLike | None = None) -> Source:
     """The files as one source, open until the stack closes. Raises as `H5ad`, `open_entry` and `JoinedSource` do."""
     parts: list[tuple[str | None, H5ad | MemorySource]] = []
     for context, path in files:
@@ -66,8 +60,3 @@ def open_source(stack: ExitStack, files: Sequence[NamedFile], tmp: Path) -> Sour
     if len(parts) == 1 and context is None:
         return only
     return JoinedSource(parts, context_column=CONTEXT)
-
-
-def in_memory(pred: Any) -> bool:
-    """Whether the prediction is an AnnData (or looks like one), not a path."""
-    return hasattr(pred, "obs") and hasattr(pred, "X")
