@@ -174,7 +174,7 @@ def test_averaged_and_conditional_maps(files):
 
 
 def test_scgen_shifts_codes(files):
-    import torch
+    torch = pytest.importorskip("torch", reason="torch is not installed")
 
     found = train(files, "scgen", transport="scgen", epochs=2)
     net, model = found.model.module, found.model

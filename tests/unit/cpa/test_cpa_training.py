@@ -233,7 +233,7 @@ def test_missing_features_can_be_the_mean_vector(files):
 
 
 def test_the_projection_is_trained_or_stays(files):
-    import torch
+    torch = pytest.importorskip("torch", reason="torch is not installed")
 
     def projection(**settings):
         model = train(files, f"proj{len(settings)}{settings['epochs']}", features=True, **settings).model
