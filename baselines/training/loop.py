@@ -24,7 +24,7 @@ from .protocol import Better, Part, Position, Trainable
 from .sampler import BatchPlan
 from .seeding import generator_states, numpy_generator, set_generator_states, torch_generators
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass
@@ -109,7 +109,7 @@ def fit(
         Root seed of the order of cells and of every draw in the forward pass.
     resume
         Continue from `checkpoints/last` where there is one: the final weights equal those of an uninterrupted run
-        (bit for bit on the CPU).
+        (bit for bit on the CPU, where the checkpoint's number of threads is used again: it decides the last digits).
     identity
         Facts that must be the same when resuming, beside config, seed and processes.
     write_best
@@ -125,8 +125,12 @@ def fit(
         A checkpoint cannot be read, or `select` is no validation metric of the model.
     """
     run = _Run(model, config, seed, folder, processes, identity or {}, write_best, quiet)
-    with torch_generators(seed, "training", processes.rank, device=processes.device):
-        return run.train(resume)
+    threads = torch.get_num_threads()
+    try:
+        with torch_generators(seed, "training", processes.rank, device=processes.device):
+            return run.train(resume)
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:
@@ -326,6 +330,7 @@ class _Run:
                 "sums": sums,
                 "optimizers": self.optimizers.state(),
                 "generators": generators,
+                "threads": torch.get_num_threads(),
                 "model": self.model.state(),
             }
             save_checkpoint(self.checkpoints, LAST, weights=self.model.module.state_dict(), training=training)
@@ -349,6 +354,8 @@ class _Run:
                 self._add(name, value if rank == 0 else 0.0)
             own = {name: states[rank] for name, states in stored["generators"].items()}
             set_generator_states(own, self.processes.device)
+            # Sums are split over threads, so another number of them ends in other last digits.
+            torch.set_num_threads(stored["threads"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"{last}: not a training state of this model ({error!r}).") from error
 

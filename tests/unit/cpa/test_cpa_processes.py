@@ -32,10 +32,10 @@ SMALL = {
 }
 
 
-def start(*arguments, processes: int = 1):
+def start(*arguments, processes: int = 1, threads: int = 1):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
@@ -64,9 +64,7 @@ def files(tmp_path_factory):
 
 
 def test_a_killed_training_resumes_to_the_same_bits(files, tmp_path):
-    """With dropout, mixup, a covariate, and phases that count the steps of all optimizers."""
-    from vcbench.baselines.training.__main__ import main
-
+    """With dropout, mixup, a covariate, phases that count the steps of all optimizers, and another thread count."""
     settings = {
         "epochs": 5,
         "batch_size": 32,
@@ -81,13 +79,15 @@ def test_a_killed_training_resumes_to_the_same_bits(files, tmp_path):
         "dropout_rate_encoder": 0.2,
     }
     chosen = options(*files, **settings)
-    assert main([*chosen, "-o", str(tmp_path / "whole")]) == 0
+    done = start(*chosen, "-o", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr[-2000:]
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     step = random.Random().randrange(1, json.loads(lines[-1])["step"])
     killed = start("die-at", step, *chosen, "-o", tmp_path / "killed")
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert not (tmp_path / "killed" / "card.md").exists()
-    assert main([*chosen, "-o", str(tmp_path / "killed"), "--resume"]) == 0
+    done = start(*chosen, "-o", tmp_path / "killed", "--resume", threads=2)
+    assert done.returncode == 0, done.stderr[-2000:]
     for name in ("best", "last"):
         file = Path("checkpoints") / name / "weights.safetensors"
         whole, again = (tmp_path / "whole" / file).read_bytes(), (tmp_path / "killed" / file).read_bytes()
