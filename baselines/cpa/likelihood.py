@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..training.device_matrix import StoredEntries
+
 EPS = 1e-8
 
 
@@ -25,14 +27,19 @@ class _NegativeBinomial(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, log_theta: Tensor, x: Tensor, library: Tensor, stored: Tensor
+        ctx: Any,
+        logits: Tensor,
+        log_theta: Tensor,
+        x: Tensor,
+        library: Tensor,
+        stored: Tensor,
+        genes: Tensor,
     ) -> Tensor:
         theta = torch.exp(log_theta)
         shifted = theta + EPS
         mu = torch.softmax(logits, dim=1).mul_(library)
         total = mu + shifted
         log_total = torch.log(total)
-        genes = stored % x.shape[1]
         counts, rates = _take(x, stored), _take(mu, stored)
         sums = _column_sums(log_total)
         likelihood = theta @ (len(x) * torch.log(shifted) - sums)
@@ -45,7 +52,7 @@ class _NegativeBinomial(torch.autograd.Function):
         return -(likelihood + terms.sum() + rising.sum())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         theta, mu, total, sums, stored, genes, counts, rates, library, whole, rest = ctx.saved_tensors
         n = len(mu)
         shifted = theta + EPS
@@ -58,7 +65,7 @@ class _NegativeBinomial(torch.autograd.Function):
         # Through mu = library * softmax(logits).
         by_mu.mul_(mu)
         by_mu.addcmul_(mu, by_mu.sum(dim=1, keepdim=True) / library, value=-1.0)
-        return by_mu.mul_(grads[0]), by_theta.mul_(-grads[0] * theta), None, None, None
+        return by_mu.mul_(grads[0]), by_theta.mul_(-grads[0] * theta), None, None, None, None
 
 
 def _column_sums(x: Tensor) -> Tensor:
@@ -100,17 +107,21 @@ def _rising(
     return out
 
 
-def negative_binomial(logits: Tensor, log_theta: Tensor, x: Tensor, stored: Tensor | None = None) -> Tensor:
+def negative_binomial(
+    logits: Tensor, log_theta: Tensor, x: Tensor, stored: StoredEntries | None = None
+) -> Tensor:
     """Negative log-likelihood of counts `x` (n, G) of shares softmax(`logits`) and dispersions exp(`log_theta`) (G,).
 
     Means are the cells' totals times their shares. The sum over genes and cells, a scalar, with eps = 1e-8 inside the
-    logarithms as scvi-tools has them. `stored`: flat positions that cover the entries other than 0, each once. Can be
-    differentiated once.
+    logarithms as scvi-tools has them. `stored` covers the entries other than 0, each once. Can be differentiated once.
     """
     if stored is None:
-        stored = torch.nonzero(x.view(-1)).squeeze(1)
+        positions = torch.nonzero(x.view(-1)).squeeze(1)
+        genes = positions % x.shape[1]
+    else:
+        positions, genes = stored.positions, stored.columns
     library = x.sum(dim=1, keepdim=True)
-    return _NegativeBinomial.apply(logits, log_theta, x, library, stored)  # type: ignore[return-value]
+    return _NegativeBinomial.apply(logits, log_theta, x, library, positions, genes)  # type: ignore[return-value]
 
 
 def zero_inflated(mu: Tensor, log_theta: Tensor, logits: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.data import CellData
-from ..training.device_matrix import DeviceMatrix
+from ..training.device_matrix import DeviceMatrix, StoredEntries
 from ..training.protocol import Better, Logs, Part, Placement, Position, Stepper, Trainable
 from .adversary import Adversaries, Labels
 from .config import CpaConfig
@@ -36,7 +36,7 @@ class CpaModule(nn.Module):
 class Batch:
     """One pass on the device; with `mixing`, `x` is mixed and `partners` has the partners' classes.
 
-    `stored` are the flat positions of the entries of `x` that can be other than 0, where they are known.
+    `stored` are the entries of `x` that can be other than 0, where they are known.
     """
 
     x: Tensor
@@ -45,7 +45,7 @@ class Batch:
     labels: Labels
     mixing: Mixing | None = None
     partners: Labels | None = None
-    stored: Tensor | None = None
+    stored: StoredEntries | None = None
 
 
 class CpaTraining(Trainable):
@@ -183,7 +183,7 @@ class CpaTraining(Trainable):
             self._optimizer_steps += 2 * phase.autoencoder + phase.adversaries
         return logs
 
-    def reconstruction(self, z: Tensor, x: Tensor, stored: Tensor | None = None) -> Tensor:
+    def reconstruction(self, z: Tensor, x: Tensor, stored: StoredEntries | None = None) -> Tensor:
         """Negative log-likelihood of cells (n, G) given their latent states, summed over cells and genes.
 
         `stored`: see `Batch`.

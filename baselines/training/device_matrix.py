@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -36,6 +38,20 @@ def _index_dtype(n_columns: int) -> type[np.signedinteger]:
     return np.int16 if n_columns <= 2**15 else np.int32
 
 
+class StoredEntries:
+    """Where the stored entries of dense rows lie, in stored order.
+
+    `columns` are their columns; `positions`, int64, their places in the flattened rows (made when asked for).
+    """
+
+    def __init__(self, columns: torch.Tensor, offsets: Callable[[], torch.Tensor]):
+        self.columns, self._offsets = columns, offsets
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        return self._offsets() + self.columns
+
+
 class DeviceMatrix:
     """Rows of a CSR float32 matrix as dense tensors.
 
@@ -50,11 +66,11 @@ class DeviceMatrix:
         self.where = where if where != "auto" else ("device" if fits(x, placement.device) else "host")
         # Row bounds stay on the host: batch sizes are then known without waiting for the device.
         self._bounds = x.indptr.astype(np.int64)
-        values = torch.from_numpy(np.ascontiguousarray(x.data, dtype=np.float32))
         if placement.device.type == "cpu":
-            columns = torch.from_numpy(np.ascontiguousarray(x.indices))
-        else:
-            columns = torch.from_numpy(x.indices.astype(_index_dtype(self.n_columns)))
+            self._x = sp.csr_array(x).astype(np.float32, copy=False)
+            return
+        values = torch.from_numpy(np.ascontiguousarray(x.data, dtype=np.float32))
+        columns = torch.from_numpy(x.indices.astype(_index_dtype(self.n_columns)))
         if self.where == "device":
             values, columns = values.to(placement.device), columns.to(placement.device)
         self._values, self._columns = values, columns
@@ -63,21 +79,22 @@ class DeviceMatrix:
         """Dense rows, shape (len(rows), G), on the device in the placement's dtype. A row may occur repeatedly."""
         return self.stored_rows(rows)[0]
 
-    def stored_rows(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dense rows as in `rows`, and the flat positions of their stored entries, int64, in stored order."""
+    def stored_rows(self, rows: np.ndarray) -> tuple[torch.Tensor, StoredEntries]:
+        """Dense rows as in `rows`, and where their stored entries lie."""
         device, dtype = self.placement.device, self.placement.dtype
+        if device.type == "cpu":
+            part = self._x[rows]
+            out = torch.empty(part.shape, dtype=torch.float32)
+            part.toarray(out=out.numpy())
+            counts = np.diff(part.indptr)
+            return out.to(dtype), StoredEntries(
+                torch.from_numpy(part.indices),
+                lambda: torch.from_numpy(np.repeat(np.arange(len(rows)) * self.n_columns, counts)),
+            )
         starts = self._bounds[rows]
         counts = self._bounds[rows + 1] - starts
         total = int(counts.sum())
         before = np.cumsum(counts) - counts
-        if device.type == "cpu":
-            shifts = np.repeat(starts - before, counts)
-            at = torch.from_numpy(np.arange(total) + shifts)
-            target = torch.from_numpy(np.repeat(np.arange(len(rows)) * self.n_columns, counts))
-            target += self._columns.index_select(0, at)
-            out = torch.zeros(len(rows) * self.n_columns, dtype=dtype)
-            out[target] = self._values.index_select(0, at).to(dtype)
-            return out.view(len(rows), self.n_columns), target
         # Stored entry k of batch row r lies at starts[r] + k - before[r].
         shift = torch.from_numpy(np.stack([starts - before, np.arange(len(rows)) * self.n_columns]))
         lengths = torch.from_numpy(counts)
@@ -86,10 +103,11 @@ class DeviceMatrix:
         spread = torch.repeat_interleave(shift, lengths, dim=1, output_size=total)
         at = spread[0] + torch.arange(total, device=spread.device)
         values = _send(self._values[at], device)
-        target = _send(spread[1] + self._columns[at], device)
+        columns, offsets = _send(self._columns[at], device).long(), _send(spread[1], device)
+        stored = StoredEntries(columns, lambda: offsets)
         out = torch.zeros(len(rows) * self.n_columns, dtype=dtype, device=device)
-        out[target] = values.to(dtype)
-        return out.view(len(rows), self.n_columns), target
+        out[stored.positions] = values.to(dtype)
+        return out.view(len(rows), self.n_columns), stored
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
