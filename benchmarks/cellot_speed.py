@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from cellot_loop import Loop
 from cellot_stack import Stack
+from machine import machine
 from vcbench.baselines.cellot.config import CellotConfig
 
 DIM, CELLS = 50, 1000
@@ -52,7 +53,7 @@ def main() -> None:
     lines = [
         "# CellOT: all maps together beside one after the other",
         "",
-        f"Measured {time.strftime('%Y-%m-%d')} on 2 cores of an AMD EPYC shared with other work, Python 3.11, torch "
+        f"Measured {time.strftime('%Y-%m-%d')} on {machine()}, torch "
         f"{version('torch')} CPU, one thread; {args.maps} maps, dimension {DIM}, batch 256, {n * args.rounds} outer "
         f"iterations of ten steps of g and one of f, in {args.rounds} alternating rounds; medians of CPU seconds.",
         "",

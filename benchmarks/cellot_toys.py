@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from cellot_loop import Loop
 from cellot_stack import Stack, joined
+from machine import machine
 from torch import Tensor
 from vcbench.baselines.cellot.config import CellotConfig
 from vcbench.baselines.cellot.measures import EVALUATION_GAMMAS, TRAINING_GAMMAS, mmd
@@ -129,7 +130,7 @@ def main() -> None:
     lines = [
         "# CellOT on samples with known answers",
         "",
-        f"Measured {time.strftime('%Y-%m-%d')} on 2 cores of an AMD EPYC shared with other work, Python 3.11, torch "
+        f"Measured {time.strftime('%Y-%m-%d')} on {machine()}, torch "
         f"{version('torch')} CPU, one thread; batch 256, ten steps of g for each of f; MMD with the training gammas on "
         f"{TESTED} test cells a side. Identity: "
         + ", ".join(f"{p.name} {reference(p):.4f}" for p in problems)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 BATCH = 128
 PLANS = ("alternating", "pretraining")
@@ -250,8 +250,8 @@ def report(
         "",
         f"{args.cells:,} cells x {args.genes:,} genes, {args.conditions} conditions, batch {BATCH}, upstream's default "
         f"network on both sides, float32, {args.threads} thread(s); medians of {args.rounds} interleaved processes of "
-        f"{args.epochs} counted epochs each. {time.strftime('%Y-%m-%d')}, 2 cores of an AMD EPYC, "
-        f"Python {platform.python_version()}, torch 2.13 CPU, load average {os.getloadavg()[0]:.1f}.",
+        f"{args.epochs} counted epochs each. {time.strftime('%Y-%m-%d')}, {machine()}, "
+        "torch 2.13 CPU.",
         "",
         "| plan | side | cells per second | cells per CPU second | peak memory (MiB) |",
         "|---|---|---|---|---|",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from norman_subset import COLUMNS, merge_doubles, refusals, score_doubles
 from vcbench.baselines.deep_train import train_deep
 from vcbench.baselines.predict import choose_keys, predict, write_prediction
@@ -78,8 +78,8 @@ def main() -> None:
     lines = [
         f"# {args.title}",
         "",
-        f"Measured {time.strftime('%Y-%m-%d')} with vcbench {version('vcbench')}, torch {version('torch')}, Python "
-        f"{platform.python_version()}, 2 cores of an AMD EPYC; edition core, mean effects. Leave one double out over "
+        f"Measured {time.strftime('%Y-%m-%d')} with vcbench {version('vcbench')}, torch {version('torch')}, "
+        f"{machine()}; edition core, mean effects. Leave one double out over "
         f"{', '.join(splits)}: one fit per double, model and seed, on every other perturbation.",
         "",
         *spread(models, args.seeds, scored / "scores"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from vcbench.data_specs.h5ad import Labels
+from vcbench.data_specs.h5ad_columns import Labels
 from vcbench.data_specs.h5ad_write import write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
 from vcbench.evaluator.scoring import score

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from machine import machine
 from scoring_panels import DEFAULTS, make_panel
 
 HERE = Path(__file__).parent
@@ -53,17 +54,9 @@ def main() -> None:
     bench.compile_kernels()
     for part in args.parts.split(","):
         found[part] = PARTS[part](bench)
-        found["machine"] = machine()
+        found["machine"] = f"{machine()}, numba {version('numba')}"
         stored.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_report(found, args.results)
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of an {names[0]}, Python {sys.version.split()[0]}, numba {version('numba')}"
 
 
 class Bench:
