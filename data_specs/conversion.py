@@ -16,7 +16,8 @@ import numpy as np
 from .atomic import check_output
 from .errors import InvalidFile, SpecError
 from .gene_names import repeated_names, unique_genes
-from .h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
+from .h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from .h5ad_columns import Labels
 from .h5ad_write import write_h5ad_stream
 from .issues import Issue, first_of, has_errors, make_issue, sort_issues
 from .labels import CONTROL, UNASSIGNED, LabelRecipe, split_label

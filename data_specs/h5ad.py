@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from .canonical import make_canonical
 from .errors import InvalidFile, UsageError
+from .h5ad_columns import Labels, member_name, read_categorical, read_mapping, read_strings, read_values
 from .h5ad_structure import (
     DEFAULT_BLOCK_BYTES,
     HDF5_ERRORS,
@@ -29,6 +30,7 @@ from .h5ad_structure import (
     open_hdf5,
     sparse_kind,
     sparse_shape,
+    streamed,
     structure_issues,
     unreadable,
 )
@@ -52,57 +54,6 @@ class MatrixInfo:
     dtype: np.dtype
     shape: tuple[int, int]
     n_stored: int
-
-
-@dataclass(frozen=True)
-class Labels:
-    """A text column: `categories[codes[i]]` is the value of row i, code -1 a missing value.
-
-    Categories are those that occur, sorted by code point, so equal columns are equal however stored.
-    """
-
-    codes: np.ndarray
-    categories: np.ndarray
-
-    def values(self) -> np.ndarray:
-        """The column as an object array of str, with None for missing values."""
-        out = np.empty(len(self.codes), dtype=object)
-        known = self.codes >= 0
-        out[known] = self.categories[self.codes[known]]
-        return out
-
-    def counts(self) -> dict[str, int]:
-        """Rows per category; missing values are not counted."""
-        tally = np.bincount(self.codes[self.codes >= 0], minlength=len(self.categories))
-        return {str(name): int(n) for name, n in zip(self.categories, tally, strict=True)}
-
-    @classmethod
-    def from_values(cls, values: Any) -> Labels:
-        """Labels of any sequence; None and NaN become missing."""
-        raw = np.asarray(values, dtype=object)
-        missing = np.fromiter((v is None or v != v for v in raw), dtype=bool, count=len(raw))
-        text = np.array([str(v) for v in raw[~missing]], dtype=object)
-        categories, inverse = (
-            np.unique(text, return_inverse=True) if len(text) else (np.array([], object), np.array([], int))
-        )
-        codes = np.full(len(raw), -1, dtype=np.int32)
-        codes[~missing] = inverse
-        return cls(codes, categories.astype(object))
-
-    @classmethod
-    def from_codes(cls, codes: np.ndarray, categories: Any) -> Labels:
-        """Labels of stored categorical codes: unused and repeated categories are dropped, order is by code point."""
-        names = np.array([str(c) for c in categories], dtype=object)
-        codes = np.asarray(codes).astype(np.int64)
-        used = np.unique(codes[codes >= 0])
-        unique, position = (
-            np.unique(names[used], return_inverse=True)
-            if len(used)
-            else (np.array([], object), np.array([], int))
-        )
-        table = np.full(len(names) + 1, -1, dtype=np.int32)
-        table[used] = position
-        return cls(table[np.where(codes >= 0, codes, len(names))], unique.astype(object))
 
 
 @dataclass(frozen=True)
@@ -194,11 +145,11 @@ class H5ad:
         node = self._column(axis, column)
         with self._reading():
             if is_group(node) and "codes" in node:
-                return _categorical(node)
+                return read_categorical(node)
             legacy = self._legacy_categories(axis, column)
             if legacy is not None and is_dataset(node):
                 return Labels.from_codes(node[()], legacy)
-            return Labels.from_values(_values(node))
+            return Labels.from_values(read_values(node))
 
     def stored_categories(
         self, column: str, *, axis: Literal["obs", "var"] = "obs"
@@ -207,7 +158,7 @@ class H5ad:
         node = self._column(axis, column)
         with self._reading():
             if is_group(node) and "categories" in node:
-                return tuple(_strings(node["categories"]))
+                return tuple(read_strings(node["categories"]))
             legacy = self._legacy_categories(axis, column)
             return None if legacy is None else tuple(legacy)
 
@@ -217,14 +168,14 @@ class H5ad:
         if is_group(node) and "codes" in node:
             return self.labels(column, axis=axis).values()
         with self._reading():
-            return _values(node)
+            return read_values(node)
 
     @cached_property
     def uns(self) -> dict[str, Any]:
         """`uns` as nested dicts of scalars, text and arrays. Sparse matrices and data frames in it are left out."""
         with self._reading():
             node = self._file.get("uns")
-            return _mapping(node) if is_group(node) else {}
+            return read_mapping(node) if is_group(node) else {}
 
     @property
     def vcbench(self) -> dict[str, Any]:
@@ -259,6 +210,25 @@ class H5ad:
                     make_canonical(block.matrix)
                 yield block
 
+    def value_blocks(
+        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first row, values, row bounds) of blocks of rows: the values as stored, without reading their columns.
+
+        `wanted`: see `row_blocks`.
+        """
+        with self._reading():
+            if self.matrix.storage != "csr":
+                for block in self._raw_blocks(max_bytes, wanted):
+                    yield block.start, block.matrix.data, block.matrix.indptr
+                return
+            indptr = self._file["X"]["indptr"][()].astype(np.int64)
+            data = streamed(self._file["X"], "data")
+            for start, stop in row_windows(np.diff(indptr), max(1, max_bytes // data.dtype.itemsize)):
+                if wanted is None or wanted[start:stop].any():
+                    low, high = int(indptr[start]), int(indptr[stop])
+                    yield start, _supported(data[low:high]), indptr[start : stop + 1] - low
+
     def _raw_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         if self.matrix.storage == "dense":
             yield from self._dense_blocks(max_bytes, wanted)
@@ -277,21 +247,24 @@ class H5ad:
     def _csr_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         x = self._file["X"]
         indptr = x["indptr"][()].astype(np.int64)
-        per_block = max(1, max_bytes // (x["data"].dtype.itemsize + x["indices"].dtype.itemsize))
+        data, indices = streamed(x, "data"), streamed(x, "indices")
+        per_block = max(1, max_bytes // (data.dtype.itemsize + indices.dtype.itemsize))
         for start, stop in row_windows(np.diff(indptr), per_block):
             if wanted is not None and not wanted[start:stop].any():
                 continue
             low, high = int(indptr[start]), int(indptr[stop])
             parts = (
-                _supported(x["data"][low:high]),
-                self._indices(low, high).astype(np.int32, copy=False),
+                _supported(data[low:high]),
+                self._checked(indices[low:high], low).astype(np.int32, copy=False),
                 (indptr[start : stop + 1] - low).astype(np.int32 if high - low < 2**31 else np.int64),
             )
             yield RowBlock(start, sp.csr_array(parts, shape=(stop - start, self.n_vars)))
 
     def _indices(self, low: int, high: int) -> np.ndarray:
-        """Stored indices `low` to `high`, checked. Raises `InvalidFile` (E008)."""
-        part = self._file["X"]["indices"][low:high]
+        return self._checked(self._file["X"]["indices"][low:high], low)
+
+    def _checked(self, part: np.ndarray, low: int) -> np.ndarray:
+        """Stored indices from number `low` on. Raises `InvalidFile` (E008) where one lies outside its axis."""
         n_minor = self.n_vars if self.matrix.storage == "csr" else self.n_obs
         problem = index_problem(part, low, n_minor)
         if problem:
@@ -359,13 +332,13 @@ class H5ad:
     def _index(self, axis: str) -> np.ndarray:
         frame = self._frame(axis)
         with self._reading():
-            values = _values(frame[index_key(frame)])
+            values = read_values(frame[index_key(frame)])
         return np.array([str(v) for v in values], dtype=object)
 
     def _columns(self, axis: str) -> tuple[str, ...]:
         frame = self._frame(axis)
         skip = {index_key(frame), "__categories"}
-        return tuple(_name(key) for key in frame if key not in skip)
+        return tuple(member_name(key) for key in frame if key not in skip)
 
     def _column(self, axis: str, column: str) -> Any:
         frame = self._frame(axis)
@@ -377,7 +350,7 @@ class H5ad:
 
     def _legacy_categories(self, axis: str, column: str) -> np.ndarray | None:
         legacy = self._frame(axis).get("__categories")
-        return _strings(legacy[column]) if legacy is not None and column in legacy else None
+        return read_strings(legacy[column]) if legacy is not None and column in legacy else None
 
 
 def _matrix_info(file: Any) -> MatrixInfo:
@@ -389,97 +362,11 @@ def _matrix_info(file: Any) -> MatrixInfo:
     return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
 
 
-def make_canonical(matrix: sp.csr_array) -> None:
-    """Drop stored zeros, sum duplicates and sort indices, in place; arrays that need none of it stay as they are."""
-    indices, indptr = matrix.indices, matrix.indptr
-    rises = indices[1:] > indices[:-1]
-    n_falls = len(rises) - int(np.count_nonzero(rises))
-    if n_falls:
-        starts = np.unique(indptr[(indptr > 0) & (indptr < len(indices))])
-        if n_falls != int(np.count_nonzero(~rises[starts - 1])):
-            matrix.sum_duplicates()
-    if np.count_nonzero(matrix.data) < len(matrix.data):
-        matrix.eliminate_zeros()
-
-
 def _supported(values: np.ndarray) -> np.ndarray:
     """The values in a dtype that scipy's sparse arrays accept: native byte order, float16 as float32."""
     if values.dtype == np.float16:
         return values.astype(np.float32)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
-
-
-def _name(key: str | bytes) -> str:
-    return key.decode("utf-8", "replace") if isinstance(key, bytes) else key
-
-
-def _strings(node: Any) -> np.ndarray:
-    return np.array([str(v) for v in _values(node)], dtype=object)
-
-
-def _values(node: Any) -> np.ndarray:
-    """A dataset or nullable group as an array; text as str objects, masked entries as None."""
-    if is_group(node):
-        if "values" in node and "mask" in node:
-            values = _values(node["values"]).astype(object)
-            values[node["mask"][()].astype(bool)] = None
-            return values
-        if "codes" in node:
-            return _categorical(node).values()
-        raise _bad_column(node, f"the encoding {node.attrs.get('encoding-type')!r}")
-    if h5py.check_string_dtype(node.dtype) is not None:
-        return np.asarray(node.asstr(errors="replace")[()], dtype=object)
-    values = node[()]
-    if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace").astype(object)
-    return values
-
-
-def _categorical(node: Any) -> Labels:
-    codes, categories = node["codes"][()], _strings(node["categories"])
-    if codes.dtype.kind not in "iu":
-        raise _bad_column(node, f"codes of dtype {codes.dtype}")
-    if len(codes) and int(codes.max()) >= len(categories):
-        raise _bad_column(node, f"code {codes.max()} for {len(categories):,} categories")
-    return Labels.from_codes(codes, categories)
-
-
-def _bad_column(node: Any, found: str) -> InvalidFile:
-    path = Path(node.file.filename)
-    issue = make_issue(
-        "E012",
-        where=f"{path.name}:{node.name}",
-        found=found,
-        expected="text, numbers, a nullable array or a categorical",
-        file=shlex.quote(str(path)),
-        key=node.name.rsplit("/", 1)[-1],
-    )
-    return InvalidFile([issue])
-
-
-def _mapping(group: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, node in group.items():
-        if node is None:
-            # A link that leads nowhere.
-            continue
-        encoding = node.attrs.get("encoding-type", "")
-        if is_group(node):
-            if encoding in ("", "dict"):
-                out[key] = _mapping(node)
-            continue
-        if encoding == "null" or node.shape is None:
-            out[key] = None
-        elif node.shape == ():
-            value = (
-                node.asstr(errors="replace")[()]
-                if h5py.check_string_dtype(node.dtype) is not None
-                else node[()]
-            )
-            out[key] = value.item() if isinstance(value, np.generic) else value
-        else:
-            out[key] = _values(node)
-    return out
 
 
 def row_windows(row_counts: np.ndarray, per_window: int) -> list[tuple[int, int]]:

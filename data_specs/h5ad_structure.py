@@ -54,6 +54,17 @@ def open_hdf5(path: Path) -> Any:
         raise unreadable(path, error) from error
 
 
+def streamed(group: Any, name: str) -> Any:
+    """A dataset of `group` for reading from front to back; unfiltered chunks come without a stop in HDF5's cache."""
+    dataset = group[name]
+    if dataset.chunks is None or dataset.id.get_create_plist().get_nfilters():
+        return dataset
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(0, 0, 0.0)
+    del dataset
+    return h5py.Dataset(h5py.h5d.open(group.id, name.encode(), access))
+
+
 def _invalid(code: str, path: Path, found: str, expected: str) -> InvalidFile:
     return InvalidFile(
         [make_issue(code, where=str(path), found=found, expected=expected, file=shlex.quote(str(path)))]

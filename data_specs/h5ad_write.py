@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from .atomic import atomic_file
 from .errors import ShapeError
-from .h5ad import Labels
+from .h5ad_columns import Labels
 from .hdf5_output import GuardedFile, hdf5_output
 
 _TEXT = h5py.string_dtype("utf-8")

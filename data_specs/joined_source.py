@@ -11,7 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from .errors import InvalidFile, UsageError
-from .h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels, MatrixInfo, RowBlock
+from .h5ad import DEFAULT_BLOCK_BYTES, H5ad, MatrixInfo, RowBlock
+from .h5ad_columns import Labels
 from .issues import Issue, first_of, make_issue
 from .memory_source import MemorySource
 
@@ -149,6 +150,17 @@ class JoinedSource:
                     )
                     matrix.sort_indices()
                 yield RowBlock(start + block.start, matrix)
+            start += source.n_obs
+
+    def value_blocks(
+        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first row, values, row bounds) of blocks of rows, the values as stored; see `H5ad.value_blocks`."""
+        start = 0
+        for source in self._sources:
+            part = None if wanted is None else wanted[start : start + source.n_obs]
+            for own_start, values, indptr in source.value_blocks(max_bytes=max_bytes, wanted=part):
+                yield start + own_start, values, indptr
             start += source.n_obs
 
 

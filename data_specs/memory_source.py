@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from .canonical import make_canonical
 from .errors import UsageError
-from .h5ad import DEFAULT_BLOCK_BYTES, Labels, MatrixInfo, RowBlock, Storage, make_canonical
+from .h5ad import DEFAULT_BLOCK_BYTES, MatrixInfo, RowBlock, Storage
+from .h5ad_columns import Labels
 
 if TYPE_CHECKING:
     # Type checkers take a cached_property for no match of a protocol's property.
@@ -150,6 +152,13 @@ class MemorySource:
                 make_canonical(block)
             block.indices = block.indices.astype(np.int32, copy=False)
             yield RowBlock(start, block)
+
+    def value_blocks(
+        self, *, max_bytes: int = DEFAULT_BLOCK_BYTES, wanted: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first row, values, row bounds) of blocks of rows, the values as stored; see `H5ad.value_blocks`."""
+        for block in self.row_blocks(max_bytes=max_bytes, canonical=False, wanted=wanted):
+            yield block.start, block.matrix.data, block.matrix.indptr
 
     @cached_property
     def _rows(self) -> Any:

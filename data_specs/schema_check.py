@@ -11,7 +11,8 @@ import h5py
 import numpy as np
 
 from .errors import InvalidFile, UsageError
-from .h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
+from .h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from .h5ad_columns import Labels
 from .issues import Issue, first_of, make_issue, sort_issues
 from .labels import CONTROL, is_canonical, split_label, targets_of
 from .matrix_scan import MatrixScan, OnRows, scale_issues, scan_matrix, value_issues

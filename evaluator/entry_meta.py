@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data_specs.containers import META
-from ..data_specs.h5ad import Labels
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue, make_issue
 from ..data_specs.sources import Source
 from .reference_files import Manifest

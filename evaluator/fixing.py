@@ -16,7 +16,8 @@ from ..data_specs.atomic import check_output
 from ..data_specs.container_write import write_vcc2025, write_vcc2026
 from ..data_specs.containers import open_entry
 from ..data_specs.errors import UsageError
-from ..data_specs.h5ad import H5ad, Labels
+from ..data_specs.h5ad import H5ad
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.h5ad_write import write_h5ad_stream
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from ..data_specs.containers import Entry, container_issues, open_entry
 from ..data_specs.errors import InvalidFile, UsageError
-from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue, has_errors, make_issue, sort_issues
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, named_files, open_files

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data_specs.containers import open_entry
 from ..data_specs.errors import InvalidFile
-from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad, Labels
+from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue
 from ..data_specs.labels import CONTROL_ALIASES
 from ..data_specs.standard import CONTEXT, PERTURBATION

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data_specs.errors import InvalidFile
-from ..data_specs.h5ad import Labels
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED_LABELS
 from ..data_specs.matrix_scan import MatrixScan, constant_scale, scale_tolerance, scan_matrix, value_issues

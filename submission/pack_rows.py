@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from ..data_specs.h5ad import Labels
+from ..data_specs.h5ad_columns import Labels
 from ..data_specs.h5ad_write import write_h5ad_stream
 from ..data_specs.normalize import lognormalize
 from ..data_specs.sources import Source

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 from builders import counts
-from vcbench.data_specs.h5ad import Labels
+from vcbench.data_specs.h5ad_columns import Labels
 from vcbench.data_specs.h5ad_write import write_h5ad_stream
 from vcbench.data_specs.spec_models import Edition
 from vcbench.data_specs.specs import load_edition

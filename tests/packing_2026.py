@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from builders import GENES, standard_h5ad
 from packing_files import TARGET_SUM, dense_of, labels_of, write_means
-from vcbench.data_specs.h5ad import Labels
+from vcbench.data_specs.h5ad_columns import Labels
 from vcbench.data_specs.h5ad_write import write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
 

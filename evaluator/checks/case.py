@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...data_specs.h5ad import Labels
+from ...data_specs.h5ad_columns import Labels
 from ...data_specs.issues import Issue, Severity, make_issue
 from ...data_specs.labels import UNASSIGNED_LABELS
 from ...data_specs.sources import Source

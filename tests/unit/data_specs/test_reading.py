@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from builders import counts, standard_h5ad
+from vcbench.data_specs.canonical import make_canonical
 from vcbench.data_specs.errors import InvalidFile
-from vcbench.data_specs.h5ad import H5ad, make_canonical
+from vcbench.data_specs.h5ad import H5ad
 from vcbench.evaluator.validation import validate
 
 
