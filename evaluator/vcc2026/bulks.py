@@ -96,7 +96,10 @@ class FirstPass:
 def first_pass(
     parts: Sequence[Cells], n_groups: int, n_genes: int, *, with_counts: bool, threads: int | None = None
 ) -> FirstPass:
-    """Read the cells once. `with_counts` also notes the different counts of every row, for the ranks of tests."""
+    """Read the cells once. `with_counts` also notes the different counts of every row, for the ranks of tests.
+
+    Raises `InvalidFile` where a part's own check finds values that are not counts.
+    """
     sums, scaled = np.zeros((n_groups, n_genes)), np.zeros((n_groups, n_genes))
     stored = np.zeros(n_genes, dtype=np.int64)
     totals: list[list[np.ndarray]] = []
@@ -118,7 +121,16 @@ def first_pass(
                 if noted is not None and not noted.add(rows, codes, divisors, n_threads):
                     noted = None
             counts.append(noted)
+            _prove(part, noted, totals[-1])
     return FirstPass(group_sizes(parts, n_groups), sums, scaled, stored, totals, counts)
+
+
+def _prove(part: Cells, noted: PartCounts | None, totals: Sequence[np.ndarray]) -> None:
+    """Run the part's check of its values unless whole numbers were noted and no cell is too large."""
+    if part.check is not None:
+        largest = max((float(total.max(initial=0.0)) for total in totals), default=0.0)
+        if noted is None or largest > part.check.max_cell_total:
+            part.check.run()
 
 
 def measure_bulks(

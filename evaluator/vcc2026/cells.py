@@ -39,11 +39,28 @@ class RowSource(Protocol):
     ) -> Iterator[RowBlock]: ...
 
 
+class ValueCheck:
+    """The check that values are counts, put off to the pass that reads them.
+
+    A pass that finds whole numbers and totals up to `max_cell_total` has proved it; any other calls `run`, which reads
+    everything (once) and raises `InvalidFile` where something is wrong.
+    """
+
+    def __init__(self, max_cell_total: float, run: Callable[[], None]):
+        self.max_cell_total, self._run, self._done = max_cell_total, run, False
+
+    def run(self) -> None:
+        if not self._done:
+            self._run()
+            self._done = True
+
+
 @dataclass(frozen=True)
 class Cells:
     """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,).
 
-    `memory` is the caller's budget in bytes; `on_rows` is called with (rows done, rows in all) while blocks are read.
+    `memory` is the caller's budget in bytes; `on_rows` is called with (rows done, rows in all) while blocks are read;
+    `check` is None when the values are known to be counts.
     """
 
     source: RowSource
@@ -51,6 +68,7 @@ class Cells:
     block_bytes: int = DEFAULT_BLOCK_BYTES
     memory: int | None = None
     on_rows: OnRows | None = None
+    check: ValueCheck | None = None
 
     def __post_init__(self) -> None:
         if len(self.groups) != self.source.n_obs:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...data_specs.spec_models import Edition
 from ..kernels.blocks import row_chunks
 from ..kernels.threads import numba_threads
 from ..score_options import ScoreOptions
-from .cells import Cells
+from .cells import Cells, ValueCheck
 from .kernels import check_rows
 
 MAX_CELL_TOTAL = 1e6
@@ -57,9 +57,14 @@ class TruthCells:
 
 
 def read_truth(
-    truth: Source, columns: Columns, options: ScoreOptions, *, max_cell_total: float = MAX_CELL_TOTAL
+    truth: Source,
+    columns: Columns,
+    options: ScoreOptions,
+    *,
+    max_cell_total: float = MAX_CELL_TOTAL,
+    put_off: bool = False,
 ) -> list[TruthCells]:
-    """The contexts of a truth, sorted, with checked values.
+    """The contexts of a truth, sorted, with checked values; `put_off` leaves their check to the first pass over them.
 
     Raises
     ------
@@ -68,9 +73,7 @@ def read_truth(
         values that are not counts (codes E582 to E592).
     """
     issues = [*_label_issues(truth, columns), *_gene_name_issues(truth)]
-    issues += value_issues(
-        truth, block_bytes=options.block_bytes, max_cell_total=max_cell_total, threads=options.threads
-    )
+    values = _Values(truth, options, max_cell_total)
     panels = []
     if columns.perturbation in truth.obs_columns:
         labels = truth.labels(columns.perturbation)
@@ -85,9 +88,8 @@ def read_truth(
             groups = _group_codes(labels.codes, names, rows, perturbations, columns.control)
             cells = Cells(truth, groups, options.block_bytes, options.memory)
             panels.append(TruthCells(context, perturbations, tuple(str(g) for g in truth.genes), cells))
-    if issues:
-        raise InvalidFile(sort_issues(issues))
-    return panels
+    checked = values.settle(issues, [panel.cells for panel in panels], put_off=put_off)
+    return [replace(panel, cells=cells) for panel, cells in zip(panels, checked, strict=True)]
 
 
 def match_prediction(
@@ -99,11 +101,12 @@ def match_prediction(
     genes: Sequence[str],
     allow_fractional: bool = False,
     max_cell_total: float = MAX_CELL_TOTAL,
+    put_off: bool = False,
 ) -> tuple[list[Cells], list[str]]:
     """The cells of a prediction for each (context, perturbations) of the truth, and notes on what was left out.
 
     The group codes of each result are positions in the panel's perturbations. Control cells of the prediction get
-    -1: the truth's are used in their place.
+    -1: the truth's are used in their place. `put_off` leaves the check of values to the first pass over the cells.
 
     Raises
     ------
@@ -111,13 +114,7 @@ def match_prediction(
         All problems found: other genes, other perturbations, contexts that do not match, values that are not counts.
     """
     issues = [*_label_issues(pred, columns), *_same_genes(pred, genes)]
-    issues += value_issues(
-        pred,
-        allow_fractional=allow_fractional,
-        block_bytes=options.block_bytes,
-        max_cell_total=max_cell_total,
-        threads=options.threads,
-    )
+    values = _Values(pred, options, max_cell_total, allow_fractional)
     matched: list[Cells] = []
     notes: list[str] = []
     if columns.perturbation in pred.obs_columns:
@@ -144,9 +141,48 @@ def match_prediction(
                 )
             groups = _group_codes(labels.codes, names, rows, perturbations, None)
             matched.append(Cells(pred, groups, options.block_bytes, options.memory))
-    if issues:
-        raise InvalidFile(sort_issues(issues))
-    return matched, notes
+    return values.settle(issues, matched, put_off=put_off), notes
+
+
+@dataclass(frozen=True)
+class _Values:
+    """When the values of a source are checked, and how."""
+
+    source: Source
+    options: ScoreOptions
+    max_cell_total: float
+    allow_fractional: bool = False
+
+    def settle(self, issues: list[Issue], parts: Sequence[Cells], *, put_off: bool) -> list[Cells]:
+        """The parts, checked or with their check put off. Raises `InvalidFile` with `issues` and those of values.
+
+        Rows that no part reads are looked at here in any case.
+        """
+        unread = np.ones(self.source.n_obs, dtype=bool)
+        for part in parts:
+            unread &= part.groups < 0
+        if issues or not put_off or (unread.any() and self.issues(unread)):
+            issues = issues + self.issues()
+        if issues:
+            raise InvalidFile(sort_issues(issues))
+        check = ValueCheck(self.max_cell_total, self.run) if put_off else None
+        return [replace(part, check=check) for part in parts]
+
+    def run(self) -> None:
+        """Check all values. Raises `InvalidFile`."""
+        issues = self.issues()
+        if issues:
+            raise InvalidFile(sort_issues(issues))
+
+    def issues(self, wanted: np.ndarray | None = None) -> list[Issue]:
+        return value_issues(
+            self.source,
+            allow_fractional=self.allow_fractional,
+            block_bytes=self.options.block_bytes,
+            max_cell_total=self.max_cell_total,
+            threads=self.options.threads,
+            wanted=wanted,
+        )
 
 
 def value_issues(
@@ -156,12 +192,63 @@ def value_issues(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     max_cell_total: float = MAX_CELL_TOTAL,
     threads: int | None = None,
+    wanted: np.ndarray | None = None,
 ) -> list[Issue]:
-    """What X holds that counts do not: NaN or infinity, negative values, fractions, cells above the limit."""
-    nonfinite = negative = fractional = large = 0
-    worst = (0.0, -1)
-    for block in source.row_blocks(max_bytes=block_bytes):
-        data, indptr = block.matrix.data, block.matrix.indptr
+    """What X holds that counts do not: NaN or infinity, negative values, fractions, cells above the limit.
+
+    `wanted`, boolean, shape (n_obs,), allows to leave out blocks of rows without a wanted one.
+    """
+    blocks = source.value_blocks(max_bytes=block_bytes, wanted=wanted)
+    found = _value_counts(blocks, max_cell_total, threads)
+    if found.nonfinite or found.negative or found.large or (found.fractional and not allow_fractional):
+        # What counts are the values after duplicates are summed.
+        summed = source.row_blocks(max_bytes=block_bytes, wanted=wanted)
+        found = _value_counts(
+            ((block.start, block.matrix.data, block.matrix.indptr) for block in summed),
+            max_cell_total,
+            threads,
+        )
+    issues = []
+    where: dict[str, Any] = {"where": f"{source.name}:/X", "file": shlex.quote(str(source.path))}
+    if found.nonfinite:
+        issues.append(
+            make_issue("E588", found=f"{found.nonfinite:,} values", expected="finite numbers", **where)
+        )
+    if found.negative:
+        issues.append(
+            make_issue("E585", found=f"{found.negative:,} values", expected="counts of 0 and more", **where)
+        )
+    if found.fractional and not allow_fractional:
+        issues.append(
+            make_issue("E586", found=f"{found.fractional:,} values", expected="whole numbers", **where)
+        )
+    if found.large and not found.nonfinite:
+        worst, row = found.worst
+        text = f"{found.large:,} cells (largest: {worst:,.0f} in cell {source.obs_names[row]!r})"
+        limit = f"{max_cell_total:,.0f}"
+        issues.append(
+            make_issue("E587", found=text, expected=f"at most {limit} per cell", limit=limit, **where)
+        )
+    return issues
+
+
+@dataclass(frozen=True)
+class _ValueCounts:
+    """How many values are not counts, how many cells exceed the limit, and (total, row) of the largest of them."""
+
+    nonfinite: int
+    negative: int
+    fractional: int
+    large: int
+    worst: tuple[float, int]
+
+
+def _value_counts(
+    blocks: Iterable[tuple[int, np.ndarray, np.ndarray]], max_cell_total: float, threads: int | None
+) -> _ValueCounts:
+    found = np.zeros(3, dtype=np.int64)
+    large, worst = 0, (0.0, -1)
+    for start, data, indptr in blocks:
         totals = np.empty(len(indptr) - 1)
         with numba_threads(threads) as n_threads:
             chunks = row_chunks(indptr, n_threads)
@@ -169,30 +256,14 @@ def value_issues(
             # The tolerance is compared in the precision of the data.
             tolerance: Any = WHOLE_TOLERANCE if data.dtype.kind != "f" else data.dtype.type(WHOLE_TOLERANCE)
             check_rows(data, indptr, chunks, tolerance, totals, tally)
-        found = tally.sum(axis=0)
-        nonfinite, negative, fractional = nonfinite + found[0], negative + found[1], fractional + found[2]
+        found += tally.sum(axis=0)
         with np.errstate(invalid="ignore"):
             over = np.flatnonzero(totals > max_cell_total)
         large += len(over)
         for row in over:
-            worst = max(worst, (float(totals[row]), block.start + int(row)))
-    issues = []
-    where: dict[str, Any] = {"where": f"{source.name}:/X", "file": shlex.quote(str(source.path))}
-    if nonfinite:
-        issues.append(make_issue("E588", found=f"{nonfinite:,} values", expected="finite numbers", **where))
-    if negative:
-        issues.append(
-            make_issue("E585", found=f"{negative:,} values", expected="counts of 0 and more", **where)
-        )
-    if fractional and not allow_fractional:
-        issues.append(make_issue("E586", found=f"{fractional:,} values", expected="whole numbers", **where))
-    if large and not nonfinite:
-        found = f"{large:,} cells (largest: {worst[0]:,.0f} in cell {source.obs_names[worst[1]]!r})"
-        limit = f"{max_cell_total:,.0f}"
-        issues.append(
-            make_issue("E587", found=found, expected=f"at most {limit} per cell", limit=limit, **where)
-        )
-    return issues
+            worst = max(worst, (float(totals[row]), start + int(row)))
+    nonfinite, negative, fractional = (int(n) for n in found)
+    return _ValueCounts(nonfinite, negative, fractional, large, worst)
 
 
 def _label_issues(source: Source, columns: Columns) -> list[Issue]:

@@ -128,13 +128,14 @@ def _score_cells(
     rule: TargetRule,
     progress: Progress,
 ) -> tuple[list[ContextResult], list[str]]:
-    truths = read_truth(truth, columns, options)
+    truths = read_truth(truth, columns, options, put_off=needs_de(names))
     matched, notes = match_prediction(
         pred,
         columns,
         options,
         panels=[(t.context, t.perturbations) for t in truths],
         genes=truths[0].genes,
+        put_off=needs_de(names),
     )
     results = []
     for context, cells in zip(truths, matched, strict=True):
@@ -165,6 +166,7 @@ def _score_bundle(
         options,
         panels=[(side.context, side.perturbations) for side in sides],
         genes=sides[0].genes,
+        put_off=needs_de(names),
     )
     results = []
     for real, cells in zip(sides, matched, strict=True):

@@ -138,6 +138,23 @@ def test_problems_of_a_file_are_reported_together():
     assert {issue.code for issue in caught.value.issues} == {"E583", "E585", "E586"}
 
 
+@pytest.mark.parametrize("arm", ["pred", "real"])
+@pytest.mark.parametrize("is_control", [True, False])
+@pytest.mark.parametrize(
+    ("code", "value"), [("E585", -1), ("E586", 0.5), ("E587", 1_000_001), ("E588", np.inf)]
+)
+def test_values_of_every_row_are_checked_whichever_pass_reads_them(arm, is_control, code, value):
+    def edit(adata):
+        row = np.flatnonzero((adata.obs["target"] == CONTROL).to_numpy() == is_control)[-1]
+        x = adata.X.toarray().astype(np.float64)
+        x[row, 2] = value
+        adata.X = sp.csr_matrix(x)
+
+    with pytest.raises(InvalidFile) as caught:
+        run(**{arm: changed(arm, edit)})
+    assert [issue.code for issue in caught.value.issues] == [code]
+
+
 @pytest.mark.parametrize(("value", "accepted"), [(3.0000005, True), (2.9999995, True), (3.00001, False)])
 def test_whole_numbers_have_a_small_tolerance(value, accepted):
     pred = changed("pred", set_value(value))
