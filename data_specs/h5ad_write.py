@@ -128,6 +128,30 @@ def write_h5ad_dense(
         _finish(file, names, obs, genes, var, uns, x.shape[0])
 
 
+def write_h5ad_layers(
+    path: str | os.PathLike[str],
+    layers: Mapping[str, np.ndarray],
+    *,
+    genes: Sequence[str],
+    obs: Mapping[str, Any],
+    obs_names: Sequence[str],
+    var: Mapping[str, Any] | None = None,
+    uns: Mapping[str, Any] | None = None,
+) -> None:
+    """Write dense layers, shape (rows, genes), in their own dtype, without X. Arguments as `write_h5ad_stream`."""
+    shape = (len(obs_names), len(genes))
+    with atomic_file(path) as part, hdf5_output(part) as (file, _):
+        _root(file)
+        _finish(file, obs_names, obs, genes, var, uns, shape[0])
+        for key, values in layers.items():
+            if values.shape != shape:
+                raise ShapeError(
+                    f"layer {key} has shape {values.shape} for {shape[0]:,} rows, {shape[1]:,} genes."
+                )
+            data = file["layers"].create_dataset(key, data=values, track_times=False)
+            data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
 def _root(file: h5py.File) -> None:
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
 

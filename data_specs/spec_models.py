@@ -20,11 +20,11 @@ class FileRules(Strict):
     """What an entry of an edition looks like as a file.
 
     `matrix`: `declared` by the file or the caller; `counts` or `log1p` by rule; `detect` by the edition's own
-    rule (`detection`). `rows`: whether rows may be cells, mean profiles or both.
+    rule (`detection`). `rows`: what rows may be: cells, mean profiles, or (`de`) tables of differential expression.
     """
 
     containers: tuple[Literal["h5ad", "vcc2025", "vcc2026"], ...]
-    rows: tuple[Literal["cell", "mean"], ...]
+    rows: tuple[Literal["cell", "mean", "de"], ...]
     matrix: MatrixRule
     detection: Literal["celleval"] | None = None
     perturbation_column: str

@@ -27,6 +27,7 @@ REQUIRED = (
     "matplotlib",
     "scikit-learn",
 )
+_CONTROL_PREFIX = "openproblems/"
 OPTIONAL = {"torch": "train", "safetensors": "train", "dask": "dask", "hdf5plugin": "fast", "pyarrow": "fast"}
 
 
@@ -75,12 +76,24 @@ def _baselines() -> dict[str, str]:
     # The registry lives in a part that this one may not import: it is reached by name, as the commands are.
     from importlib import import_module
 
-    return import_module("vcbench.baselines.registry").titles()
+    from .openproblems.controls import TITLES
+
+    controls = {
+        f"{_CONTROL_PREFIX}{name}": f"control method of edition openproblems: {text}"
+        for name, text in TITLES.items()
+    }
+    return {**import_module("vcbench.baselines.registry").titles(), **controls}
 
 
 def _baseline(name: str) -> dict[str, Any]:
     from importlib import import_module
 
+    if name.startswith(_CONTROL_PREFIX):
+        return {
+            "title": _baselines()[name],
+            "how": "vcbench score PRED --truth de_test.h5ad --reference train=de_train.h5ad --edition openproblems",
+            "files": "vcbench truth control-methods de_test.h5ad --train de_train.h5ad -o FOLDER",
+        }
     return import_module("vcbench.baselines.registry").explain(name)
 
 

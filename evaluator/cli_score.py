@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     "references",
     multiple=True,
     metavar="NAME=FILE",
-    help="What the overall score needs: baseline=agg.csv, anchor=anchor_agg.parquet.",
+    help="What the edition compares with: baseline=agg.csv, anchor=anchor_agg.parquet; openproblems: "
+    "train=de_train.h5ad, id_map=id_map.csv, genes=intersection.",
 )
 @click.option(
     "--baseline",
@@ -160,6 +161,7 @@ def score(
     else:
         _print_table(scored.card, quiet=quiet)
         _print_terms(scored.result.tables)
+        _print_control_methods(scored.result.tables)
         _print_leaderboard(scored.result.tables)
 
 
@@ -265,6 +267,15 @@ def _print_terms(tables: Mapping[str, Any]) -> None:
     rows = [[_cell(value) for value in row] for row in shown.astype(object).values]
     click.echo()
     echo_table(list(shown.columns), rows, title=title)
+
+
+def _print_control_methods(tables: Mapping[str, Any]) -> None:
+    """The control methods of a table edition under the entry's own values."""
+    if "control_methods" in tables:
+        table = tables["control_methods"]
+        click.echo()
+        rows = [[_cell(value) for value in row] for row in table.astype(object).values]
+        echo_table(list(table.columns), rows, title="control methods")
 
 
 def _cell(value: Any) -> str:

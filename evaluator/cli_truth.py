@@ -31,12 +31,16 @@ COMMANDS = {
         "vcbench.evaluator.cli_truth:build",
         "Measure the real data once: tests, baseline, replicate anchors.",
     ),
+    "control-methods": (
+        "vcbench.evaluator.openproblems.cli:control_methods",
+        "Open Problems: write the predictions of the six control methods.",
+    ),
 }
 
 
 @click.group(cls=LazyGroup, table=COMMANDS)
 def truth() -> None:
-    """Truth bundles: score many submissions without reading the real data again."""
+    """What is computed from the real data once: truth bundles, control methods."""
 
 
 @click.command()

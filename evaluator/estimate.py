@@ -86,6 +86,10 @@ def estimate_score(
         The prediction is a `.vcc`: what it holds is known only when it is unpacked.
     """
     rules = load_edition(edition) if isinstance(edition, str) else edition
+    if "de" in rules.file.rows:
+        raise UsageError(
+            f"edition {rules.id}: tables are read whole and scored in seconds; nothing to estimate."
+        )
     truths = [item for _, item in listed_truths(truth)]
     with ExitStack() as stack:
         sides = [

@@ -19,6 +19,7 @@ PIPELINES = {
     "core": "vcbench.evaluator.core.pipeline:score_core",
     "celleval": "vcbench.evaluator.celleval.pipeline:score_celleval",
     "vcc2026": "vcbench.evaluator.vcc2026.pipeline:score_vcc2026",
+    "openproblems": "vcbench.evaluator.openproblems.pipeline:score_openproblems",
 }
 Progress = Callable[[int, int, str], None]
 

@@ -32,6 +32,7 @@ from .validation import OpenEntry, opened_entry, validate
 
 if TYPE_CHECKING:
     from .bundles import Bundle
+    from .openproblems.tables import EffectTable
 
 HASH_BYTES = 2**22
 CONTEXT_COLUMN = "context"
@@ -140,9 +141,10 @@ def score(
         # Rows of several files are never pooled, also where the edition knows no contexts.
         options = replace(options, context_col=CONTEXT_COLUMN)
     with ExitStack() as stack:
-        entry, problems = _opened_entry(pred, stack)
+        tables = holds_tables(rules)
+        entry, problems = (None, []) if tables else _opened_entry(pred, stack)
         issues = _validated(entry or pred, problems, truth_items, rules, options)
-        pred_source = entry.source if entry else _open(pred, "prediction", stack)
+        pred_source = entry.source if entry else _open(pred, "prediction", stack, tables=tables)
         timings["validate"] = time.perf_counter() - started
         truths = [
             (context, _open_truth(item, context or "truth", rules, stack)) for context, item in truth_items
@@ -163,6 +165,11 @@ def score(
     label = name or _stem(pred_source)
     card = _card(label, rules, profile, options, result, [*issues, *result.issues], inputs, timings)
     return Scored(card, result)
+
+
+def holds_tables(edition: Edition) -> bool:
+    """Whether entries of the edition are tables of differential expression, which are read whole."""
+    return "de" in edition.file.rows
 
 
 def _no_progress(done: int, total: int, text: str) -> None:
@@ -207,7 +214,7 @@ def _validated(
     # vcc2026 has its own rules for scoring (controls, any number of cells); the entry's are those of
     # `vcbench validate`. The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
     items = [] if problems or edition.scoring.pipeline == "vcc2026" else [pred]
-    items += [item for _, item in truths if edition.scoring.pipeline == "core"]
+    items += [item for _, item in truths if edition.scoring.pipeline in ("core", "openproblems")]
     issues = list(problems)
     for item in items:
         report = validate(
@@ -225,7 +232,11 @@ def _validated(
     return issues
 
 
-def _open(item: Any, role: str, stack: ExitStack) -> Part:
+def _open(item: Any, role: str, stack: ExitStack, *, tables: bool = False) -> Any:
+    if tables:
+        from .openproblems.tables import open_table
+
+        return open_table(item, name=role)
     if isinstance(item, (str, os.PathLike)):
         return stack.enter_context(H5ad(item))
     if all(hasattr(item, slot) for slot in ("X", "obs", "var", "uns")):
@@ -233,9 +244,11 @@ def _open(item: Any, role: str, stack: ExitStack) -> Part:
     raise UsageError(f"the {role} is a {type(item).__name__}; a path or an AnnData is needed.")
 
 
-def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Part | Bundle:
+def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Any:
     from .bundles import Bundle, is_bundle, open_bundle
 
+    if holds_tables(edition):
+        return _open(item, role, stack, tables=True)
     path = item.path if isinstance(item, Bundle) else item
     if isinstance(path, (str, os.PathLike)) and is_bundle(path):
         return open_bundle(path, edition=edition)
@@ -247,6 +260,10 @@ def _one_truth(
 ) -> Any:
     from .bundles import Bundle, join_bundles
 
+    if holds_tables(edition):
+        if len(truths) > 1:
+            raise UsageError(f"edition {edition.id} takes one truth: a table holds all cell types.")
+        return truths[0][1]
     bundles = [(context, item) for context, item in truths if isinstance(item, Bundle)]
     if bundles:
         if len(bundles) < len(truths):
@@ -283,9 +300,15 @@ def _inputs(
     return out
 
 
-def _described(source: Source | Bundle) -> dict[str, Any]:
+def _described(source: Source | Bundle | EffectTable) -> dict[str, Any]:
     from .bundles import Bundle
+    from .openproblems.tables import EffectTable
 
+    if isinstance(source, EffectTable):
+        shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": "layers"}
+        if source.from_file:
+            return _file_record(source.path) | shape
+        return {"name": source.name, "bytes": None, "sha256": None, **shape}
     if isinstance(source, Bundle):
         return {"name": source.name, "sha256": source.sha256, "kind": "truth bundle"}
     shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": source.matrix.storage}

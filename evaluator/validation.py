@@ -146,7 +146,7 @@ def validate(
         The official gene list: a CSV (first column), or symbols in order.
     perts
         The official perturbation list: a CSV with the edition's perturbation column (optional `context`, `n_cells`),
-        or names.
+        or names. For tables of differential expression: the id map.
     contexts
         The contexts the entry must hold. Default: those of the `manifest.json` beside the lists, else the edition's.
     pert_col, control, context_col
@@ -177,6 +177,12 @@ def validate(
         `tmp` is no folder.
     """
     chosen = load_edition(edition) if isinstance(edition, str) else edition
+    if "de" in chosen.file.rows:
+        given = {"contexts": contexts, "pert-col": pert_col, "control": control, "context-col": context_col}
+        unused = [name for name, value in {**given, "matrix": matrix, "controls": controls}.items() if value]
+        if unused:
+            raise UsageError(f"edition {chosen.id} has no use for --{', --'.join(unused)}.")
+        return _validated_table(source, chosen, genes, perts, header_only=header_only)
     if chosen.file.matrix in ("counts", "log1p") and matrix not in (None, chosen.file.matrix):
         raise UsageError(f"edition {chosen.id} takes {chosen.file.matrix}; --matrix {matrix} contradicts it.")
     run = _Run(chosen, genes, perts, contexts, pert_col, control, context_col, matrix)
@@ -191,6 +197,17 @@ def validate(
             run.check(opened, block_bytes, progress, header_only=header_only)
     issues = tuple(sort_issues(run.issues))
     return ValidationReport(not has_errors(issues), issues, run.facts, tuple(run.not_checked))
+
+
+def _validated_table(
+    source: Any, edition: Edition, genes: ListSource | None, perts: ListSource | None, *, header_only: bool
+) -> ValidationReport:
+    from .openproblems.checks import check_table
+
+    found = check_table(source, edition, genes=genes, id_map=perts, header_only=header_only)
+    not_checked = tuple(NotChecked(what, why) for what, why in found.not_checked)
+    issues = tuple(sort_issues(found.issues))
+    return ValidationReport(not has_errors(issues), issues, found.facts, not_checked)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,10 @@ def pack(
         Options that contradict each other or the edition.
     """
     chosen = load_edition(edition) if isinstance(edition, str) else edition
+    if "de" in chosen.file.rows:
+        raise UsageError(
+            f"edition {chosen.id} takes tables of differential expression; models write them themselves."
+        )
     check_effect_scale(effect_scale)
     problems = Problems(chosen.id)
     inputs = Inputs(

@@ -16,6 +16,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "cellot": ("cellot",),
     "celleval": ("celleval",),
     "vcc2026": ("vcc2026",),
+    "openproblems": ("openproblems",),
 }
 Needs = Literal["bulk", "de", "pred_de", "cells", "train_reference"]
 

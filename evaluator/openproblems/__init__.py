@@ -1,0 +1,1 @@
+"""Edition `openproblems`: predictions that are tables of differential expression, not cells."""
