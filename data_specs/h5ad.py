@@ -242,7 +242,7 @@ class H5ad:
         step = max(1, max_bytes // max(1, self.n_vars * x.dtype.itemsize))
         for start in range(0, self.n_obs, step):
             if wanted is None or wanted[start : start + step].any():
-                yield RowBlock(start, sp.csr_array(_supported(x[start : start + step])))
+                yield RowBlock(start, _sparse_rows(_supported(x[start : start + step])))
 
     def _csr_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
         x = self._file["X"]
@@ -360,6 +360,17 @@ def _matrix_info(file: Any) -> MatrixInfo:
     shape = sparse_shape(x)
     storage: Storage = "csr" if sparse_kind(x).startswith("csr") else "csc"
     return MatrixInfo(storage, x["data"].dtype, (shape[0], shape[1]), int(x["indptr"][-1]))
+
+
+def _sparse_rows(rows: np.ndarray) -> sp.csr_array:
+    """The non-zero values (NaN included) of dense rows as CSR, columns sorted."""
+    # Row by row the values stay in the cache, which is several times faster than scipy's search of the whole block.
+    columns = [np.flatnonzero(row != 0).astype(np.int32) for row in rows]
+    data = [row[found] for row, found in zip(rows, columns, strict=True)]
+    indptr = np.concatenate([[0], np.cumsum([len(found) for found in columns], dtype=np.int64)])
+    kind = np.int32 if indptr[-1] < 2**31 else np.int64
+    joined = (np.concatenate(data), np.concatenate(columns), indptr.astype(kind)) if len(rows) else None
+    return sp.csr_array(joined or rows, shape=rows.shape)
 
 
 def _supported(values: np.ndarray) -> np.ndarray:
