@@ -27,6 +27,10 @@ _HERE = "vcbench.data_specs.cli"
 COMMANDS = {
     "list": (f"{_HERE}:list_", "List the dataset layouts that vcbench knows."),
     "show": (f"{_HERE}:show", "Show the card of a dataset: source, licence, expected counts, traps."),
+    "fetch": (
+        "vcbench.data_specs.cli_fetch:fetch",
+        "Download a published file: resumed, checked, licence told.",
+    ),
     "check": (f"{_HERE}:check", "Check a standard h5ad; all problems at once."),
     "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
     "split": (f"{_HERE}:split", "Draw a split of a standard h5ad and write it as CSV."),

@@ -48,6 +48,12 @@ class OutputError(VCBenchError):
     exit_code = 1
 
 
+class DownloadError(VCBenchError):
+    """A published file that cannot be fetched: no answer, cut, or not what its size and checksum say."""
+
+    exit_code = 1
+
+
 class InvalidFile(VCBenchError):
     """A user's file with problems. `issues` holds all of them; no result was produced."""
 
