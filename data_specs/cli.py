@@ -34,6 +34,10 @@ COMMANDS = {
     "check": (f"{_HERE}:check", "Check a standard h5ad; all problems at once."),
     "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
     "split": (f"{_HERE}:split", "Draw a split of a standard h5ad and write it as CSV."),
+    "panel": (
+        "vcbench.data_specs.cli_panel:panel",
+        "Cut a panel like the 2026 challenge's out of a data set.",
+    ),
     "simulate": (f"{_HERE}:simulate", "Simulate a Perturb-seq data set and its truth."),
 }
 
