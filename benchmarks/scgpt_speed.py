@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from machine import machine
 
 SIZES = {"d_model": 512, "nhead": 8, "d_hid": 512, "nlayers": 12}
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,9 +199,8 @@ def report(figures: dict[str, dict[str, list[float]]], args: argparse.Namespace)
         f"## {args.layers} layers, {SIZES['d_model']} wide, {args.genes:,} genes, batch {args.batch}, {args.device}"
         + (f" ({', '.join(flags)} on our side)" if flags else ""),
         "",
-        f"{args.tokens:,} tokens in the gene table, {args.threads} threads; {time.strftime('%Y-%m-%d')}, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, medians of {args.rounds} steps, sides in turn; load "
-        f"average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores.",
+        f"{args.tokens:,} tokens in the gene table, {args.threads} thread(s), medians of {args.rounds} steps, sides in "
+        f"turn; {time.strftime('%Y-%m-%d')}, {machine()}, torch {torch.__version__}.",
         "",
         "| | s per step | CPU s per step | cells/s | peak memory (MiB) | against upstream | in CPU s |",
         "|---|---|---|---|---|---|---|",
