@@ -7,7 +7,6 @@ appears.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tarfile
@@ -17,16 +16,21 @@ from typing import IO, Any, cast
 
 from .atomic import atomic_file
 from .containers import MAX_META_BYTES, META, META_SCHEMA, WATERMARK, WATERMARK_BYTES
-from .errors import OutputError, UsageError
+from .errors import InvalidFile, OutputError, UsageError
+from .hashing import HashedStream
 from .tar_members import BLOCK, open_archive, read_members
 from .zstd_stream import PAYLOAD, decompress
 
 _TAR_RECORD = 20 * BLOCK
+_PIECE = 2**20
 Extra = tuple[str, bytes]
 
 
 def write_vcc2025(
-    h5ad_path: str | os.PathLike[str], out: str | os.PathLike[str], *, threads: int = 1
+    h5ad_path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Write the 2025 container of an h5ad: `pred.h5ad.zst`, then `watermark.txt`.
 
@@ -39,7 +43,8 @@ def write_vcc2025(
     OutputError
         The disk is full, the folder cannot be written, or the read-back differs.
     """
-    return _write(h5ad_path, out, after=[(WATERMARK, WATERMARK_BYTES)], threads=threads)
+    after = [(WATERMARK, WATERMARK_BYTES)]
+    return _write(h5ad_path, out, after=after, threads=threads)
 
 
 def write_vcc2026(
@@ -72,7 +77,8 @@ def write_vcc2026(
     text = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     if len(text) > MAX_META_BYTES:
         raise UsageError(f"meta.json would take {len(text):,} bytes; readers stop at {MAX_META_BYTES:,}.")
-    return {**_write(h5ad_path, out, before=[(META, text)], threads=threads), "meta": record}
+    written = _write(h5ad_path, out, before=[(META, text)], threads=threads)
+    return {**written, "meta": record}
 
 
 def _write(
@@ -87,7 +93,6 @@ def _write(
 
     source = Path(h5ad_path)
     size = source.stat().st_size
-    digest = hashlib.sha256()
     with atomic_file(out) as part:
         with part.open("wb") as tar, source.open("rb") as plain:
             for extra in before:
@@ -96,7 +101,9 @@ def _write(
             tar.write(bytes(BLOCK))
             options = {"level": 3, "write_checksum": True, "write_content_size": True}
             frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            _, payload_bytes = frame.copy_stream(cast("IO[bytes]", _Hashed(plain, digest)), tar, size=size)
+            with HashedStream(plain) as hashed:
+                pieces = cast("IO[bytes]", hashed)
+                _, payload_bytes = frame.copy_stream(pieces, tar, size=size, read_size=_PIECE)
             tar.write(bytes(-payload_bytes % BLOCK))
             for extra in after:
                 _add(tar, *extra)
@@ -105,12 +112,9 @@ def _write(
             total = tar.tell()
             tar.seek(header_at)
             tar.write(_header(PAYLOAD, payload_bytes))
-        if _payload_sha256(part) != digest.hexdigest():
-            raise OutputError(
-                f"{out}: what was written does not read back equal; nothing was kept. Check the disk."
-            )
+        _read_back(part, Path(out), size)
     return {
-        "h5ad_sha256": digest.hexdigest(),
+        "h5ad_sha256": hashed.hexdigest(),
         "h5ad_bytes": size,
         "payload_bytes": payload_bytes,
         "bytes": total,
@@ -118,14 +122,23 @@ def _write(
     }
 
 
-class _Hashed:
-    def __init__(self, stream: IO[bytes], digest: Any):
-        self._stream, self._digest = stream, digest
+def _read_back(part: Path, out: Path, size: int) -> None:
+    """Decompress what was written: the frame carries the checksum of what went in."""
+    n_bytes = 0
+    try:
+        with open_archive(part) as stream:
+            payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
+            stream.seek(payload.offset)
+            for piece in decompress(stream, payload.size, part):
+                n_bytes += len(piece)
+    except InvalidFile as error:
+        raise OutputError(_differs(out)) from error
+    if n_bytes != size:
+        raise OutputError(_differs(out))
 
-    def read(self, size: int = -1) -> bytes:
-        piece = self._stream.read(size)
-        self._digest.update(piece)
-        return piece
+
+def _differs(out: Path) -> str:
+    return f"{out}: what was written does not read back equal; nothing was kept. Check the disk."
 
 
 def _add(tar: IO[bytes], name: str, data: bytes) -> None:
@@ -138,13 +151,3 @@ def _header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(format=tarfile.GNU_FORMAT)
-
-
-def _payload_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_archive(path) as stream:
-        payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
-        stream.seek(payload.offset)
-        for piece in decompress(stream, payload.size, path):
-            digest.update(piece)
-    return digest.hexdigest()

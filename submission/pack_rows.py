@@ -48,12 +48,17 @@ class FileRows:
     block_bytes: int = PACK_BLOCK_BYTES
 
     def blocks(self) -> Iterator[sp.csr_array]:
+        in_order = bool((self.order == np.arange(len(self.order))).all())
         for block in self.source.row_blocks(max_bytes=self.block_bytes):
             low, high = np.searchsorted(self.positions, (block.start, block.stop))
             if low == high:
                 continue
-            matrix: Any = block.matrix
-            rows = matrix[self.positions[low:high] - block.start]
+            rows: Any = block.matrix
+            if high - low < block.stop - block.start:
+                rows = rows[self.positions[low:high] - block.start]
+            if in_order:
+                yield rows
+                continue
             indices = self.order[rows.indices].astype(np.int32)
             placed = sp.csr_array((rows.data, indices, rows.indptr), shape=rows.shape)
             placed.sort_indices()

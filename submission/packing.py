@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from ..data_specs.atomic import check_output, write_text
 from ..data_specs.container_write import write_vcc2025, write_vcc2026
 from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
+from ..data_specs.hashing import file_facts
 from ..data_specs.issues import Issue
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, NamedFile, named_files, open_files
@@ -49,7 +49,6 @@ from .pack_rows import PACK_BLOCK_BYTES, Progress
 
 MANIFEST_SUFFIX, CARD_SUFFIX = ".manifest.json", ".card.md"
 _SPACE_MARGIN = 32 * 2**20
-_CHUNK = 2**20
 _LONGEST_FACT = 500
 
 
@@ -220,13 +219,13 @@ class Inputs:
         roles: dict[str, Any] = {}
         for role, named in (("prediction", self.prediction), ("controls", self.controls)):
             listed = [
-                {"path": str(path), **_file_facts(path), **({"context": c} if c else {})} for c, path in named
+                {"path": str(path), **file_facts(path), **({"context": c} if c else {})} for c, path in named
             ]
             if listed:
                 roles[role] = listed[0] if len(listed) == 1 else listed
         for role, path in (("genes", self.genes), ("perturbations", self.perts)):
             if path is not None:
-                roles[role] = {"path": str(path), **_file_facts(path)}
+                roles[role] = {"path": str(path), **file_facts(path)}
         return roles
 
 
@@ -351,7 +350,7 @@ def _written(
         ready = work / target.name
         record["container"] = _write_container(build, inner, ready, manifest, threads or _cpus())
         inner.unlink()
-    record["entry"] = {"name": target.name, **_file_facts(ready)}
+    record["entry"] = {"name": target.name, **file_facts(ready)}
     following = _following(edition, target)
     beside, card = work / "manifest.json", work / "card.md"
     write_text(beside, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -429,14 +428,6 @@ def _record(
             "zstd": zstd,
         },
     }
-
-
-def _file_facts(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while piece := handle.read(_CHUNK):
-            digest.update(piece)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _again(edition: Edition, inputs: Inputs, options: PackOptions, target: Path) -> str:

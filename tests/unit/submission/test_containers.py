@@ -392,7 +392,10 @@ def test_full_disk_while_writing_the_container_leaves_nothing(plain, tmp_path, m
 
 
 def test_container_that_does_not_read_back_is_refused(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(container_write, "_payload_sha256", lambda path: "0" * 64)
+    def damaged(*arguments):
+        yield from list(zstd_stream.decompress(*arguments))[:-1]
+
+    monkeypatch.setattr(container_write, "decompress", damaged)
     with pytest.raises(OutputError, match="read back"):
         write_vcc2025(plain, tmp_path / "a.vcc")
     assert list(tmp_path.iterdir()) == []
