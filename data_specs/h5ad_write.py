@@ -143,12 +143,13 @@ def write_h5ad_layers(
     with atomic_file(path) as part, hdf5_output(part) as (file, _):
         _root(file)
         _finish(file, obs_names, obs, genes, var, uns, shape[0])
+        group: Any = file["layers"]
         for key, values in layers.items():
             if values.shape != shape:
                 raise ShapeError(
                     f"layer {key} has shape {values.shape} for {shape[0]:,} rows, {shape[1]:,} genes."
                 )
-            data = file["layers"].create_dataset(key, data=values, track_times=False)
+            data = group.create_dataset(key, data=values, track_times=False)
             data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 

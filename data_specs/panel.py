@@ -131,8 +131,9 @@ def simulate_panel(
                 with write_h5ad_stream(path, obs=obs, obs_names=obs_names, **shared) as writer:
                     done = 0
                     for matrix in _thinned(file, keep, depth, seed, block_bytes, on_rows):
-                        rows = mask[done : done + matrix.shape[0]]
-                        done += matrix.shape[0]
+                        n_rows = len(matrix.indptr) - 1
+                        rows = mask[done : done + n_rows]
+                        done += n_rows
                         writer.append(matrix[np.flatnonzero(rows)])
             (part / "gene_names.csv").write_text("".join(f"{g}\n" for g in file.genes), encoding="utf-8")
             lines = [f"{TARGET_GENE},n_cells", *(f"{name},{cells}" for name in names)]

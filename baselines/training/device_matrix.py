@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -83,7 +83,8 @@ class DeviceMatrix:
         """Dense rows as in `rows`, and where their stored entries lie."""
         device, dtype = self.placement.device, self.placement.dtype
         if device.type == "cpu":
-            part = self._x[rows]
+            matrix: Any = self._x
+            part = matrix[rows]
             out = torch.empty(part.shape, dtype=torch.float32)
             part.toarray(out=out.numpy())
             counts = np.diff(part.indptr)
