@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import numpy as np
 import pytest
-from parity.celleval_panels import PANELS, write_panels
+from parity.celleval_panels import PANELS, uniform, write_panels
 from parity.golden_06 import BASELINE, GENERALIST, GOLDEN, VCC, run_06
 from parity.official import number, tool_python
 from vcbench.data_specs.h5ad import H5ad
@@ -18,6 +19,13 @@ EDITION = load_edition("vcc2025")
 RESULTS = json.loads(GOLDEN.read_text(encoding="utf-8"))
 # scipy works in single precision on float32 data, so an FDR near 1e-10 may round to another score.
 TOLERANCE = dict.fromkeys(GENERALIST, 1e-6)
+# Neighbouring FDRs have equal or different float32 logarithms, hence other ties, by the vector unit that numpy uses.
+BY_PROCESSOR = {("same_truth_twice", "pr_auc")}
+
+
+def logarithms_as_in_golden() -> bool:
+    """Whether numpy's float32 log10 gives the bits here that it gave where the golden results were made."""
+    return zlib.crc32(np.log10(uniform(1, 4096).astype(np.float32)).tobytes()) == 0x1B3B8AD3
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +70,14 @@ def test_golden_results_are_of_the_pinned_tools():
 @pytest.mark.parity
 @pytest.mark.parametrize("name", PANELS)
 def test_seven_metrics_of_every_target(name, panels, official, ours):
+    skip = set(panels[name].skip)
+    if official is RESULTS and not logarithms_as_in_golden():
+        skip |= {metric for panel, metric in BY_PROCESSOR if panel == name}
     theirs, mine = official["panels"][name]["results"], ours[name].tables["results"]
     order = np.argsort(theirs["perturbation"])
     assert mine["perturbation"].tolist() == [theirs["perturbation"][i] for i in order]
     for metric in GENERALIST:
-        if metric in panels[name].skip:
+        if metric in skip:
             continue
         got = [number(v) for v in mine[metric]]
         expected = [number(theirs[metric][i]) for i in order] if metric in theirs else [np.nan] * len(got)
