@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,13 +27,23 @@ _PIECE = 2**20
 Extra = tuple[str, bytes]
 
 
+class WritingStopped(Exception):
+    """The writer was told to stop; nothing is kept."""
+
+
 def write_vcc2025(
     h5ad_path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     threads: int = 1,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Write the 2025 container of an h5ad: `pred.h5ad.zst`, then `watermark.txt`.
+
+    Parameters
+    ----------
+    stop
+        Once set, by another thread, the writer gives up.
 
     Returns
     -------
@@ -42,9 +53,11 @@ def write_vcc2025(
     ------
     OutputError
         The disk is full, the folder cannot be written, or the read-back differs.
+    WritingStopped
+        `stop` was set.
     """
     after = [(WATERMARK, WATERMARK_BYTES)]
-    return _write(h5ad_path, out, after=after, threads=threads)
+    return _write(h5ad_path, out, after=after, threads=threads, stop=stop)
 
 
 def write_vcc2026(
@@ -53,6 +66,7 @@ def write_vcc2026(
     *,
     meta: Mapping[str, Any],
     threads: int = 1,
+    stop: threading.Event | None = None,
 ) -> dict[str, Any]:
     """Write the 2026 container of an h5ad: `meta.json`, then `pred.h5ad.zst`.
 
@@ -61,6 +75,8 @@ def write_vcc2026(
     meta
         What the marker says besides its schema version: `nnz`, `n_obs`, `n_vars`, `cli_version`, `contexts`,
         `perts_fingerprint`, `panel_id`. A key whose value is None is left out.
+    stop
+        As in `write_vcc2025`.
 
     Returns
     -------
@@ -68,7 +84,7 @@ def write_vcc2026(
 
     Raises
     ------
-    OutputError
+    OutputError, WritingStopped
         As `write_vcc2025`.
     UsageError
         `meta` takes more than 64 KiB.
@@ -77,7 +93,7 @@ def write_vcc2026(
     text = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     if len(text) > MAX_META_BYTES:
         raise UsageError(f"meta.json would take {len(text):,} bytes; readers stop at {MAX_META_BYTES:,}.")
-    written = _write(h5ad_path, out, before=[(META, text)], threads=threads)
+    written = _write(h5ad_path, out, before=[(META, text)], threads=threads, stop=stop)
     return {**written, "meta": record}
 
 
@@ -88,6 +104,7 @@ def _write(
     before: Sequence[Extra] = (),
     after: Sequence[Extra] = (),
     threads: int,
+    stop: threading.Event | None,
 ) -> dict[str, Any]:
     import zstandard
 
@@ -101,7 +118,7 @@ def _write(
             tar.write(bytes(BLOCK))
             options = {"level": 3, "write_checksum": True, "write_content_size": True}
             frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            with HashedStream(plain) as hashed:
+            with _Stoppable(plain, stop) as hashed:
                 pieces = cast("IO[bytes]", hashed)
                 _, payload_bytes = frame.copy_stream(pieces, tar, size=size, read_size=_PIECE)
             tar.write(bytes(-payload_bytes % BLOCK))
@@ -120,6 +137,17 @@ def _write(
         "bytes": total,
         "zstd": ".".join(str(n) for n in zstandard.ZSTD_VERSION),
     }
+
+
+class _Stoppable(HashedStream):
+    def __init__(self, stream: IO[bytes], stop: threading.Event | None):
+        super().__init__(stream)
+        self._stop = stop
+
+    def read(self, size: int = -1) -> bytes:
+        if self._stop is not None and self._stop.is_set():
+            raise WritingStopped
+        return super().read(size)
 
 
 def _read_back(part: Path, out: Path, size: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .atomic import atomic_file
+from .canonical import canonical
 from .errors import ShapeError
 from .h5ad_columns import Labels
 from .hdf5_output import GuardedFile, hdf5_output
@@ -45,10 +46,7 @@ class CsrWriter:
         rows: Any = sp.csr_array(block)
         if rows.shape[1] != self._n_vars:
             raise ShapeError(f"a block has {rows.shape[1]:,} genes, the file {self._n_vars:,}.")
-        if rows is block or np.shares_memory(rows.data, getattr(block, "data", np.empty(0))):
-            rows = rows.copy()
-        rows.sum_duplicates()
-        rows.eliminate_zeros()
+        rows = canonical(rows)
         stop = self.n_stored + rows.nnz
         for dataset, values in ((self._data, rows.data), (self._indices, rows.indices)):
             dataset.resize((stop,))

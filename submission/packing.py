@@ -8,8 +8,10 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -171,19 +173,21 @@ def pack(
     folder = target.absolute().parent
     remove_leftovers(folder)
     with ExitStack() as stack:
+        facts = stack.enter_context(_background(inputs.facts, threads or _cpus()))
         source = open_files(stack, inputs.prediction, folder) if inputs.prediction else MemorySource(pred)
         control_source = open_files(stack, inputs.controls, folder) if inputs.controls else None
         build = _build(source, control_source, chosen, options, inputs, problems)
         build.progress = progress
         draft = build.plan()
-        record = _record(chosen, options, inputs, build.part, draft)
+        record = _record(chosen, options, build.part, draft)
         if dry_run:
+            record["inputs"] = facts.result()
             return PackResult(None, None, record, (), _again(chosen, inputs, options, target))
         work = stack.enter_context(temporary_path(folder, ".pack"))
         _check_space(folder, draft, target)
         try:
             work.mkdir()
-            return _written(build, draft, record, inputs, manifest, target, work, threads)
+            return _written(build, draft, record, inputs, facts, manifest, target, work, threads or _cpus())
         except OutputError as error:
             raise OutputError(str(error).replace(f"{work}{os.sep}", f"{folder}{os.sep}")) from error
         except OSError as error:
@@ -324,32 +328,40 @@ def _written(
     draft: Draft,
     record: dict[str, Any],
     inputs: Inputs,
+    facts: Future[dict[str, Any]],
     manifest: Manifest | None,
     target: Path,
     work: Path,
-    threads: int | None,
+    threads: int,
 ) -> PackResult:
     inner, edition = work / f"{target.stem}.h5ad", build.edition
     record["result"] = build.write(draft, inner, work)
     record["emission"] = [report.to_json() for report in draft.reports()]
-    report = validate(
-        inner,
-        edition=edition,
-        genes=inputs.genes,
-        perts=inputs.perts,
-        contexts=build.contexts,
-        block_bytes=PACK_BLOCK_BYTES,
-    )
-    issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
-    errors = [issue for issue in issues if issue.severity == "error"]
-    if errors:
-        raise InvalidFile([*errors, *(issue for issue in issues if issue.severity != "error")])
-    record["validation"] = {"valid": True, "issues": [issue.to_json() for issue in issues]}
-    ready = inner
-    if target.suffix.lower() == ".vcc":
-        ready = work / target.name
-        record["container"] = _write_container(build, inner, ready, manifest, threads or _cpus())
-        inner.unlink()
+    boxed = target.suffix.lower() == ".vcc"
+    ready, stop = (work / target.name if boxed else inner), threading.Event()
+
+    def write() -> dict[str, Any] | None:
+        return _write_container(build, inner, ready, manifest, threads, stop) if boxed else None
+
+    # The container is compressed while the file that goes into it is validated.
+    with _background(write, threads, stop) as container:
+        report = validate(
+            inner,
+            edition=edition,
+            genes=inputs.genes,
+            perts=inputs.perts,
+            contexts=build.contexts,
+            block_bytes=PACK_BLOCK_BYTES,
+        )
+        issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
+        errors = [issue for issue in issues if issue.severity == "error"]
+        if errors:
+            raise InvalidFile([*errors, *(issue for issue in issues if issue.severity != "error")])
+        record["validation"] = {"valid": True, "issues": [issue.to_json() for issue in issues]}
+        if boxed:
+            record["container"] = container.result()
+            inner.unlink()
+    record["inputs"] = facts.result()
     record["entry"] = {"name": target.name, **file_facts(ready)}
     following = _following(edition, target)
     beside, card = work / "manifest.json", work / "card.md"
@@ -370,15 +382,45 @@ def _following(edition: Edition, target: Path) -> str:
     return f"vcbench score {entry} --truth REAL.h5ad --edition {edition.id} -o scores"
 
 
+@contextmanager
+def _background(
+    work: Callable[[], Any], threads: int, stop: threading.Event | None = None
+) -> Iterator[Future[Any]]:
+    """The result of `work`, done in a thread of its own, or with one thread only when it is asked for.
+
+    When the block is left early, `stop` is set and what `work` raises then is dropped: the block's own end counts.
+    """
+    if threads == 1:
+        yield _OnDemand(work)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(work)
+        finally:
+            if stop is not None:
+                stop.set()
+
+
+class _OnDemand(Future[Any]):
+    def __init__(self, work: Callable[[], Any]):
+        super().__init__()
+        self._work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.done():
+            self.set_result(self._work())
+        return super().result(timeout)
+
+
 def _write_container(
-    build: Build, inner: Path, out: Path, manifest: Manifest | None, threads: int
+    build: Build, inner: Path, out: Path, manifest: Manifest | None, threads: int, stop: threading.Event
 ) -> dict[str, Any]:
     if "vcc2026" not in build.edition.file.containers:
-        return write_vcc2025(inner, out, threads=threads)
+        return write_vcc2025(inner, out, threads=threads, stop=stop)
     with H5ad(inner) as file:
         labels = file.labels(build.edition.file.perturbation_column)
         meta = entry_meta(file, labels, build.contexts or (), manifest)
-    return write_vcc2026(inner, out, meta=meta, threads=threads)
+    return write_vcc2026(inner, out, meta=meta, threads=threads, stop=stop)
 
 
 def _renamed(issue: Issue, inner: Path, target: Path) -> Issue:
@@ -400,9 +442,7 @@ def _model_facts(part: Part) -> dict[str, Any]:
     }
 
 
-def _record(
-    edition: Edition, options: PackOptions, inputs: Inputs, part: Part, draft: Draft
-) -> dict[str, Any]:
+def _record(edition: Edition, options: PackOptions, part: Part, draft: Draft) -> dict[str, Any]:
     import h5py
     import numpy
     import scipy
@@ -412,7 +452,6 @@ def _record(
     return {
         "manifest_version": 1,
         "edition": edition.id,
-        "inputs": inputs.facts(),
         **({"model": model} if (model := _model_facts(part)) else {}),
         **({"contexts": list(options.contexts)} if options.contexts else {}),
         "seed": options.seed,

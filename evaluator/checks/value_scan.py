@@ -136,12 +136,14 @@ def row_projection(n_vars: int) -> np.ndarray:
 def _add_block(
     scan: ValueScan, rows: sp.csr_array, start: int, projection: np.ndarray, step: float, *, count_zeros: bool
 ) -> sp.csr_array | None:
-    if count_zeros:
+    # A smallest value above zero proves that there are no zeros, several times faster than counting them.
+    if count_zeros and not rows.data.min() > 0:
         scan.n_stored_zeros += int(np.count_nonzero(rows.data == 0))
     n_before = rows.nnz
     rows.sum_duplicates()
     scan.n_duplicates += n_before - rows.nnz
-    rows.eliminate_zeros()
+    if rows.nnz and not rows.data.min() > 0:
+        rows.eliminate_zeros()
     if not rows.nnz:
         return None
     data = rows.data.astype(np.float64)
@@ -183,12 +185,14 @@ def _add_fractions(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start:
     lengths = np.diff(rows.indptr)
     filled = np.flatnonzero(lengths)
     segments = rows.indptr[:-1][filled]
-    fraction = data - np.trunc(data)
-    odd = np.abs(fraction) > COUNT_TOLERANCE
     has_odd = np.zeros(len(filled), dtype=bool)
-    if odd.any():
-        scan.fractional.add(odd, rows, data, start)
-        scan.detection.add(fraction > step, rows, data, start)
-        has_odd = np.logical_or.reduceat(odd, segments)
+    whole = np.trunc(data)
+    if not np.array_equal(whole, data):
+        fraction = data - whole
+        odd = np.abs(fraction) > COUNT_TOLERANCE
+        if odd.any():
+            scan.fractional.add(odd, rows, data, start)
+            scan.detection.add(fraction > step, rows, data, start)
+            has_odd = np.logical_or.reduceat(odd, segments)
     scan.fractional_rows[start + filled] = has_odd
     scan.whole_rows[start + filled] = ~has_odd & (np.maximum.reduceat(data, segments) >= 2)

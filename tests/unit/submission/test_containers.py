@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -398,4 +399,12 @@ def test_container_that_does_not_read_back_is_refused(plain, tmp_path, monkeypat
     monkeypatch.setattr(container_write, "decompress", damaged)
     with pytest.raises(OutputError, match="read back"):
         write_vcc2025(plain, tmp_path / "a.vcc")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_is_stopped_keeps_nothing(plain, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(container_write.WritingStopped):
+        write_vcc2025(plain, tmp_path / "a.vcc", stop=stop)
     assert list(tmp_path.iterdir()) == []
