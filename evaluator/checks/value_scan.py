@@ -152,11 +152,11 @@ def _add_block(
     scan.n_values += rows.nnz
     scan.n_detected[start:stop] = np.diff(rows.indptr)
     scan.maximum = max(scan.maximum, float(data.max()))
-    _add_fractions(scan, rows, data, start, step)
     clean = sp.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         sums = clean @ projection
     scan.totals[start:stop], scan.prints[start:stop] = sums[:, 0], sums[:, 1:]
+    _add_fractions(scan, rows, data, start, step)
     low, high = np.searchsorted(scan.sampled, (start, stop))
     if high > low:
         part = clean[scan.sampled[low:high] - start]
@@ -182,12 +182,17 @@ def _add_bad_values(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start
 
 
 def _add_fractions(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start: int, step: float) -> None:
-    lengths = np.diff(rows.indptr)
+    lengths, whole = np.diff(rows.indptr), np.trunc(data)
+    all_whole = np.array_equal(whole, data)
+    if all_whole and data.min() > 0:
+        # Positive whole numbers sum to more than their number where one of them is 2 or more.
+        stop = start + len(lengths)
+        scan.whole_rows[start:stop] = scan.totals[start:stop] > lengths
+        return
     filled = np.flatnonzero(lengths)
     segments = rows.indptr[:-1][filled]
     has_odd = np.zeros(len(filled), dtype=bool)
-    whole = np.trunc(data)
-    if not np.array_equal(whole, data):
+    if not all_whole:
         fraction = data - whole
         odd = np.abs(fraction) > COUNT_TOLERANCE
         if odd.any():
