@@ -54,7 +54,7 @@ def main() -> None:
     bench.compile_kernels()
     for part in args.parts.split(","):
         found[part] = PARTS[part](bench)
-        found["machine"] = f"{machine()}, numba {version('numba')}"
+        found.setdefault("machines", {})[part] = f"{machine()}, numba {version('numba')}"
         stored.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_report(found, args.results)
 
@@ -280,9 +280,11 @@ def write_report(found: dict[str, object], results: Path) -> None:
     lines = [
         "# Scoring: time and memory",
         "",
-        f"Measured on {found['machine']}. Rerun: `python benchmarks/scoring_speed.py FOLDER --official PYTHON`.",
+        "Rerun: `python benchmarks/scoring_speed.py FOLDER --official PYTHON`.",
         "",
     ]
+    machines = found["machines"]
+    assert isinstance(machines, dict)
     for name, part in PARTS.items():
         rows = found.get(name)
         if not isinstance(rows, list):
@@ -290,6 +292,8 @@ def write_report(found: dict[str, object], results: Path) -> None:
         shown = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
         lines += [
             f"## {(part.__doc__ or '').splitlines()[0]}",
+            "",
+            f"{machines[name]}.",
             "",
             "| " + " | ".join(COLUMNS[c] for c in shown) + " |",
         ]
