@@ -41,6 +41,10 @@ COMMANDS = {
         "vcbench.evaluator.cli_truth:truth",
         "Build truth bundles: the real data measured once, with baseline and replicate anchors.",
     ),
+    "probe": (
+        "vcbench.evaluator.cli_probe:probe",
+        "Apply documented exploits to an entry, show how the scores move, and flag what looks like one.",
+    ),
     "compare": ("vcbench.evaluator.cli_compare:compare", "Rank ScoreCards in one table."),
     "list": (
         "vcbench.evaluator.cli_about:list_",
