@@ -66,10 +66,20 @@ def list_(output_format: str) -> None:
     \b
     Example: vcbench data list
     """
-    from .specs import dataset_ids, load_dataset
+    from .spec_models import DatasetSpec
+    from .specs import card_ids, load_card
 
-    specs = [load_dataset(name) for name in dataset_ids()]
-    rows = [(s.id, s.modality, s.matrix.kind, s.n_cells.value if s.n_cells else None, s.title) for s in specs]
+    cards = [load_card(name) for name in card_ids()]
+    rows = [
+        (
+            card.id,
+            card.modality,
+            card.matrix.kind if isinstance(card, DatasetSpec) else "fetch only",
+            card.n_cells.value if card.n_cells else None,
+            card.title,
+        )
+        for card in cards
+    ]
     headers = ("id", "modality", "matrix", "cells", "title")
     if output_format == "json":
         echo_json([dict(zip(headers, row, strict=True)) for row in rows])
@@ -87,9 +97,9 @@ def show(dataset: str, output_format: str) -> None:
     Example: vcbench data show norman2019_subset
     """
     from .cards import dataset_card
-    from .specs import load_dataset
+    from .specs import load_card
 
-    spec = load_dataset(dataset)
+    spec = load_card(dataset)
     if output_format == "json":
         echo_json(spec.model_dump(mode="json"))
     else:

@@ -36,9 +36,9 @@ def fetch(
     Example: vcbench data fetch norman2019_scperturb -o downloads/
     """
     from .fetch import chosen_file, fetch_file, plan_fetch
-    from .specs import load_dataset
+    from .specs import load_card
 
-    spec = load_dataset(dataset)
+    spec = load_card(dataset)
     file = chosen_file(spec, name)
     plan = plan_fetch(file, out, force=force)
     size = "unknown size" if plan.n_bytes is None else f"{plan.n_bytes / 1e9:.2f} GB"

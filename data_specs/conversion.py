@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .h5ad import DEFAULT_BLOCK_BYTES, H5ad
 from .h5ad_columns import Labels
 from .h5ad_write import write_h5ad_stream
 from .issues import Issue, first_of, has_errors, make_issue, sort_issues
-from .labels import CONTROL, UNASSIGNED, LabelRecipe, split_label
+from .labels import CONTROL, parse_dose, split_label
 from .matrix_scan import (
     MatrixScan,
     OnRows,
@@ -32,19 +32,24 @@ from .matrix_scan import (
     value_issues,
 )
 from .normalize import median_total
+from .source_cells import SourceCells, recipe_of, rows_of, source_cells, taken_labels
 from .spec_models import Count, DatasetSpec
 from .standard import (
     CONTEXT,
+    DOSE,
+    DOSE_UNIT,
     IS_CONTROL,
     LABEL_SOURCE,
     N_TARGETS,
     PERTURBATION,
+    TIME_H,
     MatrixMeta,
     StandardMeta,
 )
 
 DEPTH, TOTAL_COUNTS = "depth", "total_counts"
 WRITTEN = (PERTURBATION, CONTEXT, IS_CONTROL, N_TARGETS, LABEL_SOURCE, TOTAL_COUNTS, DEPTH)
+SOURCE_PREFIX = "source_"
 
 
 @dataclass(frozen=True)
@@ -68,35 +73,6 @@ class Conversion:
     issues: tuple[Issue, ...]
 
 
-@dataclass(frozen=True)
-class _Cells:
-    """The cells of the source as the standard sees them; `keep` masks those with an assigned perturbation."""
-
-    source: Labels
-    label_map: dict[str, str]
-    perturbation: Labels
-    context: Labels
-    keep: np.ndarray
-
-    @property
-    def controls(self) -> np.ndarray:
-        return self.keep & _is(self.perturbation, CONTROL)
-
-
-def recipe_of(spec: DatasetSpec) -> LabelRecipe:
-    """The label recipe of a dataset spec."""
-    rules = spec.labels
-    return LabelRecipe(
-        control=rules.control,
-        control_patterns=rules.control_patterns,
-        unassigned=rules.unassigned,
-        separator=rules.separator,
-        fillers=rules.fillers,
-        strip_regex=rules.strip_regex,
-        aliases=rules.aliases,
-    )
-
-
 def convert(
     src: str | os.PathLike[str],
     spec: DatasetSpec,
@@ -118,28 +94,25 @@ def convert(
     Raises
     ------
     InvalidFile
-        The file contradicts the spec; all problems at once (codes E611 to E620, E626, E629 to E631, E635).
+        The file contradicts the spec; all problems at once (E611 to E620, E626 to E631, E635, E638 to E640).
     SpecError
-        The spec asks for a matrix other than X, or keeps a column under a name of the standard.
+        The spec keeps a column under a name of the standard.
     OutputError
         `out` cannot be written, exists without `force`, or is `src`.
     """
     target = check_output(out, inputs=[src], force=force)
-    if spec.matrix.location != "X":
-        raise SpecError(
-            f"{spec.id}: matrix.location is {spec.matrix.location!r}; only X is read. Move the layer to X first."
-        )
-    taken = sorted(set(spec.keep_obs.values()) & set(WRITTEN))
+    taken = sorted(set(spec.keep_obs.values()) & set(standard_columns(spec)))
     if taken:
         raise SpecError(
             f"{spec.id}: keep_obs may not write {taken[0]!r}, a column of the standard; choose another name."
         )
-    with H5ad(src) as file:
+    with H5ad(src, location=spec.matrix.location) as file:
         issues = _column_issues(file, spec)
         if issues:
             raise InvalidFile(issues)
         genes, gene_columns, issues = unique_genes(file, spec.genes)
-        cells = _cells(file, spec)
+        gene_columns |= _kept_var(file, spec, gene_columns)
+        cells = source_cells(file, spec)
         digest = file_sha256(file.path)
         issues += _cell_issues(file, spec, cells) + _source_issues(file, spec, digest)
         scan = scan_matrix(
@@ -158,7 +131,7 @@ def convert(
             raise InvalidFile(sort_issues(issues))
         meta = _meta(file, spec, cells, MatrixMeta(spec.matrix.kind, target_sum), target_sum_from, digest)
         _write(file, spec, cells, scan, target, genes, gene_columns, meta, block_bytes, on_rows)
-        kept_labels = _take(cells.perturbation, cells.keep)
+        kept_labels = taken_labels(cells.perturbation, cells.keep)
         return Conversion(
             path=target,
             n_cells=int(cells.keep.sum()),
@@ -166,7 +139,7 @@ def convert(
             n_dropped=int((~cells.keep).sum()),
             n_controls=int(cells.controls.sum()),
             n_perturbations=sum(name != CONTROL for name in kept_labels.categories),
-            contexts=tuple(_take(cells.context, cells.keep).categories),
+            contexts=tuple(taken_labels(cells.context, cells.keep).categories),
             target_sum=target_sum,
             target_sum_from=target_sum_from,
             label_map=cells.label_map,
@@ -179,7 +152,13 @@ def _column_issues(file: H5ad, spec: DatasetSpec) -> list[Issue]:
         found = f"{file.n_obs:,} cells x {file.n_vars:,} genes"
         return [_issue("E629", file, "X", found=found, expected="at least one cell and one gene")]
     wanted: dict[str, list[str | None]] = {
-        "obs": [spec.labels.column, spec.contexts.column, spec.depth_column, *spec.keep_obs],
+        "obs": [
+            spec.labels.column,
+            spec.contexts.column,
+            spec.depth_column,
+            *dose_columns(spec),
+            *spec.keep_obs,
+        ],
         "var": [spec.genes.symbol_column, spec.genes.gene_id_column],
     }
     present = {"obs": file.obs_columns, "var": file.var_columns}
@@ -193,28 +172,16 @@ def _column_issues(file: H5ad, spec: DatasetSpec) -> list[Issue]:
     ]
 
 
-def _cells(file: H5ad, spec: DatasetSpec) -> _Cells:
-    recipe = recipe_of(spec)
-    source = file.labels(spec.labels.column)
-    label_map = recipe.label_map(source.categories)
-    canonical = [label_map[str(name)] for name in source.categories]
-    perturbation = Labels.from_codes(source.codes, canonical)
-    if spec.contexts.column is None:
-        context = Labels(np.zeros(file.n_obs, np.int32), np.array([spec.contexts.value], dtype=object))
-    else:
-        published = file.labels(spec.contexts.column)
-        renamed = [spec.contexts.rename.get(str(name), str(name)) for name in published.categories]
-        context = Labels.from_codes(published.codes, renamed)
-    keep = (perturbation.codes >= 0) & ~_is(perturbation, UNASSIGNED)
-    return _Cells(source, label_map, perturbation, context, keep)
+def _kept_var(file: H5ad, spec: DatasetSpec, taken: dict[str, Any]) -> dict[str, Any]:
+    skip = {spec.genes.symbol_column, spec.genes.gene_id_column}
+    return {
+        (SOURCE_PREFIX + name if name in taken else name): file.values(name, axis="var")
+        for name in spec.var_columns
+        if name in file.var_columns and name not in skip
+    }
 
 
-def _is(labels: Labels, name: str) -> np.ndarray:
-    at = np.flatnonzero(labels.categories == name)
-    return labels.codes == at[0] if len(at) else np.zeros(len(labels.codes), dtype=bool)
-
-
-def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
+def _cell_issues(file: H5ad, spec: DatasetSpec, cells: SourceCells) -> list[Issue]:
     issues = []
     names = file.obs_names.tolist()
     repeated = repeated_names(names)
@@ -240,6 +207,14 @@ def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
     if reserved:
         expected = "the label among labels.control, labels.fillers or labels.unassigned"
         issues.append(_issue("E638", file, f"obs/{column}", found=first_of(reserved), expected=expected))
+    odd = [str(name) for name in cells.source.categories if recipe.unreadable(str(name))]
+    if odd:
+        expected = "labels such as [('NAME', 0.5, 'uM')]"
+        issues.append(_issue("E640", file, f"obs/{column}", found=first_of(odd), expected=expected))
+    if cells.n_without_dose and spec.labels.dose:
+        found = f"{cells.n_without_dose:,} cells of a compound without a positive dose, a unit or a time"
+        where = f"obs/{spec.labels.dose.column}"
+        issues.append(_issue("E639", file, where, found=found, expected="numbers above 0 and a unit"))
     if n_dropped:
         issues.append(
             _issue(
@@ -251,7 +226,7 @@ def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
             )
         )
     nameless = int(((cells.context.codes < 0) & cells.keep).sum()) + int(
-        (_is(cells.context, "") & cells.keep).sum()
+        (rows_of(cells.context, "") & cells.keep).sum()
     )
     if nameless:
         where = f"obs/{spec.contexts.column}"
@@ -265,14 +240,14 @@ def _cell_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
             )
         )
     if not cells.controls.any():
-        found = f"{first_of(_take(cells.source, cells.keep).categories)} and no control"
+        found = f"{first_of(taken_labels(cells.source, cells.keep).categories)} and no control"
         expected = " or ".join(repr(name) for name in spec.labels.control)
         issues.append(_issue("E619", file, f"obs/{column}", found=found, expected=expected))
     return issues + _count_issues(file, spec, cells)
 
 
-def _count_issues(file: H5ad, spec: DatasetSpec, cells: _Cells) -> list[Issue]:
-    labels = _take(cells.perturbation, cells.keep).categories
+def _count_issues(file: H5ad, spec: DatasetSpec, cells: SourceCells) -> list[Issue]:
+    labels = taken_labels(cells.perturbation, cells.keep).categories
     found_counts: list[tuple[str, Count | None, int]] = [
         ("cells", spec.n_cells, file.n_obs),
         ("genes", spec.n_genes, file.n_vars),
@@ -304,7 +279,7 @@ def _source_issues(file: H5ad, spec: DatasetSpec, digest: str) -> list[Issue]:
 
 
 def _target_sum(
-    file: H5ad, spec: DatasetSpec, cells: _Cells, scan: MatrixScan
+    file: H5ad, spec: DatasetSpec, cells: SourceCells, scan: MatrixScan
 ) -> tuple[float | None, str, list[Issue]]:
     if spec.matrix.kind == "counts":
         totals = scan.totals[cells.controls]
@@ -330,7 +305,7 @@ def _target_sum(
 
 
 def _meta(
-    file: H5ad, spec: DatasetSpec, cells: _Cells, matrix: MatrixMeta, target_sum_from: str, digest: str
+    file: H5ad, spec: DatasetSpec, cells: SourceCells, matrix: MatrixMeta, target_sum_from: str, digest: str
 ) -> StandardMeta:
     recipe = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
     filters = [{"filter": "unassigned cells", "before": file.n_obs, "after": int(cells.keep.sum())}]
@@ -346,6 +321,7 @@ def _meta(
             "target_sum_from": target_sum_from,
             "aliases_applied": json.dumps(dict(spec.labels.aliases), sort_keys=True),
         },
+        "columns": json.dumps(kept_columns(spec, file.obs_columns), sort_keys=True),
         "label_map": json.dumps(cells.label_map, sort_keys=True),
         "filters": json.dumps(filters),
     }
@@ -361,7 +337,7 @@ def _meta(
 def _write(
     file: H5ad,
     spec: DatasetSpec,
-    cells: _Cells,
+    cells: SourceCells,
     scan: MatrixScan,
     target: Path,
     genes: list[str],
@@ -394,29 +370,76 @@ def _kept_rows(file: H5ad, keep: np.ndarray, block_bytes: int) -> Iterator[tuple
         )
 
 
-def _obs(file: H5ad, spec: DatasetSpec, cells: _Cells, scan: MatrixScan) -> dict[str, Any]:
+def _obs(file: H5ad, spec: DatasetSpec, cells: SourceCells, scan: MatrixScan) -> dict[str, Any]:
     keep = cells.keep
-    labels = _take(cells.perturbation, keep)
+    labels = taken_labels(cells.perturbation, keep)
     n_targets = np.array([len(split_label(str(name))) for name in labels.categories], dtype=np.int8)
     columns: dict[str, Any] = {
         PERTURBATION: labels,
-        CONTEXT: _take(cells.context, keep),
+        CONTEXT: taken_labels(cells.context, keep),
         IS_CONTROL: cells.controls[keep],
         N_TARGETS: n_targets[labels.codes],
-        LABEL_SOURCE: _take(cells.source, keep),
+        LABEL_SOURCE: taken_labels(cells.source, keep),
     }
     if spec.matrix.kind == "counts":
         columns[TOTAL_COUNTS] = scan.totals[keep].astype(np.float32)
     if spec.depth_column is not None:
         columns[DEPTH] = file.values(spec.depth_column)[keep]
-    for source, name in spec.keep_obs.items():
+    columns |= _dose_copies(labels, None if cells.hours is None else cells.hours[keep])
+    for name, source in kept_columns(spec, file.obs_columns).items():
         values = file.values(source)
-        columns[name] = _take(file.labels(source), keep) if values.dtype == object else values[keep]
+        text = values.dtype == object
+        columns[name] = taken_labels(file.labels(source), keep) if text else values[keep]
     return columns
 
 
-def _take(labels: Labels, keep: np.ndarray) -> Labels:
-    return Labels.from_codes(labels.codes[keep], labels.categories)
+def _dose_copies(labels: Labels, hours: np.ndarray | None) -> dict[str, Any]:
+    """Dose, unit and hours of the one-part labels; nothing where no label has a dose and no column has hours."""
+    parsed = [
+        parse_dose(parts[0]) if len(parts := split_label(str(name))) == 1 else ("", None, None, None)
+        for name in labels.categories
+    ]
+    columns: dict[str, Any] = {}
+    if any(dose is not None for _, dose, _, _ in parsed):
+        doses = np.array([np.nan if dose is None else dose for _, dose, _, _ in parsed])
+        columns[DOSE] = doses[labels.codes]
+        columns[DOSE_UNIT] = Labels.from_values([parsed[code][2] for code in labels.codes])
+    if hours is not None:
+        columns[TIME_H] = hours
+    return columns
+
+
+def dose_columns(spec: DatasetSpec) -> list[str]:
+    """The obs columns that complete the labels of this layout."""
+    rules = spec.labels.dose
+    columns = (rules.column, rules.unit_column, rules.time_column) if rules else ()
+    return [name for name in columns if name is not None]
+
+
+def standard_columns(spec: DatasetSpec) -> tuple[str, ...]:
+    """The obs columns of the standard that a file of this layout gets."""
+    dosed = (DOSE, DOSE_UNIT, TIME_H) if spec.labels.dose or spec.labels.form == "tuples" else ()
+    return (*WRITTEN, *dosed)
+
+
+def kept_columns(spec: DatasetSpec, present: Iterable[str]) -> dict[str, str]:
+    """Written name to published name of the obs columns that are kept beside the standard's own.
+
+    Those of `keep_obs` take the name given there; other published columns keep theirs, or get the prefix `source_`
+    where a column of the standard or of `keep_obs` has it. The label is in label_source, the depth in depth.
+    """
+    kept = {name: source for source, name in spec.keep_obs.items()}
+    there = set(present)
+    done = {*spec.keep_obs, spec.labels.column, spec.depth_column}
+    unchanged = spec.contexts.column if not spec.contexts.rename else None
+    for source in spec.obs_columns:
+        if source in done or source not in there or source == unchanged == CONTEXT:
+            continue
+        name = source
+        while name in kept or name in standard_columns(spec):
+            name = SOURCE_PREFIX + name
+        kept[name] = source
+    return kept
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DownloadError, OutputError, UsageError
-from .spec_models import DatasetSpec, SourceFile
+from .spec_models import DatasetCard, SourceFile
 
 PIECE_BYTES = 2**20
 TIMEOUT_S = (15, 60)
@@ -44,7 +44,7 @@ class Plan:
     n_free: int
 
 
-def chosen_file(spec: DatasetSpec, name: str | None = None) -> SourceFile:
+def chosen_file(spec: DatasetCard, name: str | None = None) -> SourceFile:
     """The file of this name or role; the first one with an address when None. Raises `UsageError`."""
     names = ", ".join(file.name for file in spec.files) or "none"
     for file in spec.files:

@@ -21,8 +21,10 @@ def unique_genes(file: H5ad, rules: GeneRules) -> tuple[list[str], dict[str, Any
     column = rules.symbol_column
     symbols = [str(name) for name in (file.genes if column is None else file.values(column, axis="var"))]
     names, columns = symbols, {}
-    if rules.gene_id_column is not None:
-        ids = [re.sub(r"\.\d+$", "", str(x)) for x in file.values(rules.gene_id_column, axis="var")]
+    if rules.gene_id_column is not None or rules.index == "ensembl":
+        id_column = rules.gene_id_column
+        published = file.genes if id_column is None else file.values(id_column, axis="var")
+        ids = [re.sub(r"\.\d+$", "", str(x)) for x in published]
         columns = {"gene_id": ids, "gene_symbol": symbols}
         repeated = repeated_names(symbols)
         names = [f"{s}_{i}" if s in repeated else s for s, i in zip(symbols, ids, strict=True)]

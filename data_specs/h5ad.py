@@ -71,6 +71,8 @@ class RowBlock:
 class H5ad:
     """A read-only AnnData file. Use as a context manager; opening checks the structure, not the values.
 
+    `location` is the matrix that is read: `X`, or a layer such as `layers/counts` (then the file may lack X).
+
     Column indices of a sparse X are checked as they are read (E008), so opening a file of any size takes a moment.
 
     Raises
@@ -79,14 +81,15 @@ class H5ad:
         The path is missing, not HDF5, truncated, or lacks X, obs or var (codes E001 to E011).
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], *, location: str = "X"):
         self.path = Path(path)
+        self.location = location
         self._file: Any = open_hdf5(self.path)
         try:
-            issues = structure_issues(self._file, self.path)
+            issues = structure_issues(self._file, self.path, location)
             if issues:
                 raise InvalidFile(issues)
-            self.matrix = _matrix_info(self._file)
+            self.matrix = _matrix_info(self._file[location])
         except HDF5_ERRORS as error:
             self._file.close()
             raise unreadable(self.path, error) from error
@@ -222,8 +225,8 @@ class H5ad:
                 for block in self._raw_blocks(max_bytes, wanted):
                     yield block.start, block.matrix.data, block.matrix.indptr
                 return
-            indptr = self._file["X"]["indptr"][()].astype(np.int64)
-            data = streamed(self._file["X"], "data")
+            indptr = self._file[self.location]["indptr"][()].astype(np.int64)
+            data = streamed(self._file[self.location], "data")
             for start, stop in row_windows(np.diff(indptr), max(1, max_bytes // data.dtype.itemsize)):
                 if wanted is None or wanted[start:stop].any():
                     low, high = int(indptr[start]), int(indptr[stop])
@@ -238,14 +241,14 @@ class H5ad:
             yield from self._csc_blocks(max_bytes)
 
     def _dense_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
-        x = self._file["X"]
+        x = self._file[self.location]
         step = max(1, max_bytes // max(1, self.n_vars * x.dtype.itemsize))
         for start in range(0, self.n_obs, step):
             if wanted is None or wanted[start : start + step].any():
                 yield RowBlock(start, _sparse_rows(_supported(x[start : start + step])))
 
     def _csr_blocks(self, max_bytes: int, wanted: np.ndarray | None) -> Iterator[RowBlock]:
-        x = self._file["X"]
+        x = self._file[self.location]
         indptr = x["indptr"][()].astype(np.int64)
         data, indices = streamed(x, "data"), streamed(x, "indices")
         per_block = max(1, max_bytes // (data.dtype.itemsize + indices.dtype.itemsize))
@@ -261,7 +264,7 @@ class H5ad:
             yield RowBlock(start, sp.csr_array(parts, shape=(stop - start, self.n_vars)))
 
     def _indices(self, low: int, high: int) -> np.ndarray:
-        return self._checked(self._file["X"]["indices"][low:high], low)
+        return self._checked(self._file[self.location]["indices"][low:high], low)
 
     def _checked(self, part: np.ndarray, low: int) -> np.ndarray:
         """Stored indices from number `low` on. Raises `InvalidFile` (E008) where one lies outside its axis."""
@@ -271,14 +274,19 @@ class H5ad:
             found, expected = problem, "a well-formed sparse matrix"
             quoted = shlex.quote(str(self.path))
             issue = make_issue(
-                "E008", where=f"{self.name}:/X", found=found, expected=expected, file=quoted, key=""
+                "E008",
+                where=f"{self.name}:/{self.location}",
+                found=found,
+                expected=expected,
+                file=quoted,
+                key="",
             )
             raise InvalidFile([issue])
         return part
 
     def _csc_blocks(self, max_bytes: int) -> Iterator[RowBlock]:
         # A column-major file is read once per window of rows, so windows are larger than row blocks.
-        x = self._file["X"]
+        x = self._file[self.location]
         itemsize = x["data"].dtype.itemsize + 8
         row_counts = self._csc_row_counts(max_bytes)
         bounds = row_windows(row_counts, max(max_bytes, CSC_WINDOW_BYTES) // itemsize)
@@ -297,7 +305,7 @@ class H5ad:
             )
 
     def _csc_chunks(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        n_live = int(self._file["X"]["indptr"][-1])
+        n_live = int(self._file[self.location]["indptr"][-1])
         step = max(2**16, max_bytes // 16)
         for low in range(0, n_live, step):
             yield low, min(low + step, n_live)
@@ -311,7 +319,7 @@ class H5ad:
     def _csc_window(
         self, start: int, stop: int, max_bytes: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        x = self._file["X"]
+        x = self._file[self.location]
         indptr = x["indptr"][()].astype(np.int64)
         for low, high in self._csc_chunks(max_bytes):
             rows = self._indices(low, high).astype(np.int64)
@@ -353,8 +361,7 @@ class H5ad:
         return read_strings(legacy[column]) if legacy is not None and column in legacy else None
 
 
-def _matrix_info(file: Any) -> MatrixInfo:
-    x = file["X"]
+def _matrix_info(x: Any) -> MatrixInfo:
     if is_dataset(x):
         return MatrixInfo("dense", x.dtype, (x.shape[0], x.shape[1]), x.shape[0] * x.shape[1])
     shape = sparse_shape(x)

@@ -77,11 +77,11 @@ def unreadable(path: Path, error: Exception) -> InvalidFile:
     return _invalid("E004", path, first_line, "a complete HDF5 file")
 
 
-def structure_issues(file: Any, path: Path) -> list[Issue]:
-    """Every structural problem of an open file (codes E005 to E011); empty when its values can be read."""
+def structure_issues(file: Any, path: Path, location: str = "X") -> list[Issue]:
+    """Every structural problem of an open file (codes E005 to E011); empty when `location` can be read."""
     issues = [
         _issue("E005", path, f"/{key}", "nothing", f"/{key}", key=key)
-        for key in ("X", "obs", "var")
+        for key in (location, "obs", "var")
         if key not in file
     ]
     for axis in ("obs", "var"):
@@ -90,9 +90,9 @@ def structure_issues(file: Any, path: Path) -> list[Issue]:
                 _issue("E006", path, f"/{axis}", "no data frame group", "a group with an index", key=axis)
             )
     if not issues:
-        issues = list(_size_issues(file, path))
+        issues = list(_size_issues(file, path, location))
     if not issues:
-        issues = [*_x_issues(file, path), *_column_issues(file, path)]
+        issues = [*_x_issues(file, path, location), *_column_issues(file, path)]
     return issues
 
 
@@ -110,10 +110,11 @@ def _is_frame(node: Any) -> bool:
     return is_dataset(index) and index.ndim == 1
 
 
-def _size_issues(file: Any, path: Path) -> Iterator[Issue]:
-    nodes = [file["X"]] if is_dataset(file["X"]) else []
-    if is_group(file["X"]):
-        nodes += [file["X"][key] for key in ("data", "indices", "indptr") if key in file["X"]]
+def _size_issues(file: Any, path: Path, location: str) -> Iterator[Issue]:
+    x = file[location]
+    nodes = [x] if is_dataset(x) else []
+    if is_group(x):
+        nodes += [x[key] for key in ("data", "indices", "indptr") if key in x]
     nodes += [first_values(file[axis][index_key(file[axis])]) for axis in ("obs", "var")]
     for node in filter(is_dataset, nodes):
         if node.is_virtual or node.external:
@@ -151,15 +152,15 @@ def _column_issues(file: Any, path: Path) -> Iterator[Issue]:
                 yield _issue("E011", path, f"/{axis}/{key}", found, f"{n_rows:,}, one per row", key=key)
 
 
-def _x_issues(file: Any, path: Path) -> list[Issue]:
-    x = file["X"]
+def _x_issues(file: Any, path: Path, location: str) -> list[Issue]:
+    x = file[location]
     n_obs, n_vars = (len(first_values(file[axis][index_key(file[axis])])) for axis in ("obs", "var"))
     if is_dataset(x):
         if x.ndim != 2 or x.dtype.kind not in "fiub":
-            return [_issue("E007", path, "/X", f"{x.ndim}-d {x.dtype}", "a 2-d numeric matrix")]
+            return [_issue("E007", path, f"/{location}", f"{x.ndim}-d {x.dtype}", "a 2-d numeric matrix")]
         shape = x.shape
     else:
-        problem, place = _encoding_problem(x)
+        problem, place = _encoding_problem(x, location)
         if problem:
             return [
                 _issue(
@@ -169,23 +170,23 @@ def _x_issues(file: Any, path: Path) -> list[Issue]:
         shape = sparse_shape(x)
         problem = _sparse_problem(x, sparse_kind(x)[:3], shape)
         if problem:
-            return [_issue("E008", path, "/X", problem, "a well-formed sparse matrix")]
+            return [_issue("E008", path, f"/{location}", problem, "a well-formed sparse matrix")]
     if tuple(shape) != (n_obs, n_vars):
         found, expected = f"{shape[0]:,} x {shape[1]:,}", f"{n_obs:,} obs x {n_vars:,} var"
-        return [_issue("E009", path, "/X", found, expected)]
+        return [_issue("E009", path, f"/{location}", found, expected)]
     return []
 
 
-def _encoding_problem(x: Any) -> tuple[str, str]:
-    """What is wrong with the encoding of a sparse X and where; ("", "") when nothing is."""
+def _encoding_problem(x: Any, location: str) -> tuple[str, str]:
+    """What is wrong with the encoding of a sparse matrix and where; ("", "") when nothing is."""
     kind = sparse_kind(x)
     if not kind.startswith(("csr", "csc")):
-        return f"encoding {kind!r}", "/X"
+        return f"encoding {kind!r}", f"/{location}"
     for key in ("data", "indices", "indptr"):
         if key not in x or not is_dataset(x[key]) or x[key].ndim != 1:
-            return f"no one-dimensional {key}", f"/X/{key}"
+            return f"no one-dimensional {key}", f"/{location}/{key}"
         if x[key].dtype.kind not in ("fiub" if key == "data" else "iu"):
-            return str(x[key].dtype), f"/X/{key}"
+            return str(x[key].dtype), f"/{location}/{key}"
     return "", ""
 
 

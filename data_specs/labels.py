@@ -6,11 +6,14 @@ Chemical parts carry their dose, `name@10nM`; `+` and `@` inside names are escap
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
+
+import numpy as np
 
 CONTROL = "control"
 UNASSIGNED = "unassigned"
@@ -109,13 +112,52 @@ def base_unit(unit: str) -> tuple[str, float]:
     return unit, 1.0
 
 
+def number_text(value: float | np.floating) -> str:
+    """The shortest decimal text that reads back as the same number in its own precision: `0.1`, `10000`."""
+    return np.format_float_positional(value, trim="-")
+
+
+def part_with_dose(
+    name: str, dose: float | np.floating, unit: str, hours: float | np.floating | None = None
+) -> str:
+    """One chemical part of a canonical label; `name` is escaped already.
+
+    Examples
+    --------
+    >>> part_with_dose("JQ1", 10.0, "nM"), part_with_dose("JQ1", 0.5, "uM", 24.0)
+    ('JQ1@10nM', 'JQ1@0.5uM@24h')
+    """
+    micro = unit.replace("µ", "u").replace("μ", "u")
+    time = "" if hours is None else f"@{number_text(hours)}h"
+    return f"{name}@{number_text(dose)}{micro}{time}"
+
+
+def dose_tuples(text: str) -> list[tuple[str, float, str]] | None:
+    """The (compound, dose, unit) of a label such as `[('JQ1', 0.5, 'uM')]`; None when it is no such text."""
+    try:
+        items = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(items, list) or not items:
+        return None
+    for item in items:
+        if not isinstance(item, tuple) or len(item) != 3:
+            return None
+        name, dose, unit = item
+        if not isinstance(name, str) or not isinstance(dose, (int, float)) or not isinstance(unit, str):
+            return None
+    return [(name.strip(), float(dose), unit) for name, dose, unit in items]
+
+
 @dataclass(frozen=True)
 class LabelRecipe:
     """How one file writes its labels.
 
     `separator` splits combinations (None: labels are never split, as for compounds), `fillers` are parts
-    that stand for "nothing" (`ctrl` in `A+ctrl`), `strip_regex` is removed from the end of every part (guide
-    suffixes), `aliases` renames targets and is applied only when given.
+    that stand for "nothing" (`ctrl` in `A+ctrl`; `filler_patterns`: by full match), `strip_regex` is removed from
+    the end of every part (guide suffixes), `target_regex` finds the target as its group 1 in a part that it matches
+    in full, `aliases` renames targets and is applied only when given. `form` is `tuples` where a label is the text
+    of a list of (compound, dose, unit).
     """
 
     control: tuple[str, ...] = CONTROL_ALIASES
@@ -125,6 +167,30 @@ class LabelRecipe:
     fillers: tuple[str, ...] = ("ctrl", "control")
     strip_regex: str | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    filler_patterns: tuple[str, ...] = ()
+    target_regex: str | None = None
+    form: Literal["plain", "tuples"] = "plain"
+
+    @cached_property
+    def _filler_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{p})" for p in self.filler_patterns) or r"(?!)")
+
+    def _is_filler(self, part: str) -> bool:
+        return part in self.fillers or self._filler_pattern.fullmatch(part) is not None
+
+    def _parts(self, text: str) -> list[str]:
+        if not self.separator:
+            return [text]
+        # A `+` that stands in a compound's name is escaped in labels that were canonical before.
+        pattern = r"(?<!\\)\+" if self.separator == "+" else re.escape(self.separator)
+        return [part.strip() for part in re.split(pattern, text)]
+
+    def _target(self, part: str) -> str:
+        if self.target_regex and (match := re.fullmatch(self.target_regex, part)):
+            part = match[1]
+        name = re.sub(f"(?:{self.strip_regex})$", "", part) if self.strip_regex else part
+        name = self.aliases.get(name, name)
+        return name if self.separator == "+" else escape(name)
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -153,16 +219,25 @@ class LabelRecipe:
             return UNASSIGNED
         if self._is_control(text):
             return CONTROL
-        parts = [text] if not self.separator else text.split(self.separator)
+        if self.form == "tuples" and (doses := dose_tuples(text)) is not None:
+            return join_targets(
+                part_with_dose(self._target(name), dose, unit)
+                for name, dose, unit in doses
+                if not self._is_control(name)
+            )
         targets = []
-        for part in (p.strip() for p in parts):
+        for part in self._parts(text):
             if part in self.unassigned:
                 return UNASSIGNED
-            if part in self.fillers or self._is_control(part):
-                continue
-            name = re.sub(f"(?:{self.strip_regex})$", "", part) if self.strip_regex else part
-            targets.append(self.aliases.get(name, name) if self.separator else escape(name))
+            if not (self._is_filler(part) or self._is_control(part)):
+                targets.append(self._target(part))
         return join_targets(targets)
+
+    def unreadable(self, source: str) -> bool:
+        """True when a label is not of the form that this recipe reads."""
+        text = source.strip()
+        plain = self.form == "plain" or text in self.unassigned or self._is_control(text)
+        return not plain and dose_tuples(text) is None
 
     def reserved(self, source: str) -> bool:
         """True when a label uses the word `control` or `unassigned` as a target, undeclared in this recipe.
@@ -175,9 +250,10 @@ class LabelRecipe:
         text = source.strip()
         if text in self.unassigned or self._is_control(text):
             return False
-        parts = [text] if not self.separator else [part.strip() for part in text.split(self.separator)]
         undeclared = (
-            p for p in parts if not (p in self.unassigned or p in self.fillers or self._is_control(p))
+            p
+            for p in self._parts(text)
+            if not (p in self.unassigned or self._is_filler(p) or self._is_control(p))
         )
         return any(part in (CONTROL, UNASSIGNED) for part in undeclared)
 

@@ -109,7 +109,7 @@ def _collect(
 
 def value_issues(scan: MatrixScan, file: H5ad, kind: str) -> list[Issue]:
     """The values that X of this kind must not hold: not finite, negative, fractional counts, whole log1p values."""
-    where, quoted = f"{file.name}:/X", shlex.quote(str(file.path))
+    where, quoted = f"{file.name}:/{file.location}", shlex.quote(str(file.path))
     issues = []
     if scan.nonfinite.count:
         issues.append(_value_issue("E614", where, scan.nonfinite.text(file), "finite numbers", quoted))
@@ -163,7 +163,7 @@ def scale_issues(scan: MatrixScan, file: H5ad, matrix: MatrixMeta) -> list[Issue
     return [
         make_issue(
             "E618",
-            where=f"{file.name}:/X",
+            where=f"{file.name}:/{file.location}",
             found=found,
             expected=f"row sums of at most the target sum {matrix.target_sum:.6g}",
             file=shlex.quote(str(file.path)),

@@ -18,10 +18,13 @@ from .labels import CONTROL, is_canonical, split_label, targets_of
 from .matrix_scan import MatrixScan, OnRows, scale_issues, scan_matrix, value_issues
 from .standard import (
     CONTEXT,
+    DOSE,
+    DOSE_UNIT,
     IS_CONTROL,
     LABEL_SOURCE,
     N_TARGETS,
     PERTURBATION,
+    TIME_H,
     StandardMeta,
     read_meta,
 )
@@ -201,13 +204,15 @@ def _number(value: object) -> float:
 
 def _source_issues(file: H5ad, labels: Labels) -> list[Issue]:
     source = file.labels(LABEL_SOURCE)
-    pairs = np.unique(np.stack([source.codes, labels.codes]), axis=1)
-    pairs = pairs[:, (pairs >= 0).all(axis=0)]
-    codes, counts = np.unique(pairs[0], return_counts=True)
-    torn = [str(source.categories[code]) for code in codes[counts > 1]]
+    # A published compound has one meaning per dose, unit and time.
+    parts = [file.labels(name).codes for name in (DOSE, DOSE_UNIT, TIME_H) if name in file.obs_columns]
+    pairs = np.unique(np.stack([source.codes, *parts, labels.codes]), axis=1)
+    pairs = pairs[:, (pairs[0] >= 0) & (pairs[-1] >= 0)]
+    keys, counts = np.unique(pairs[:-1], axis=1, return_counts=True)
+    torn = [str(source.categories[code]) for code in np.unique(keys[0, counts > 1])]
     if not torn:
         return []
-    expected = "one perturbation for each published label"
+    expected = "one perturbation for each published label (and dose and time)"
     return [_issue("E634", file, f"obs/{LABEL_SOURCE}", found=first_of(torn), expected=expected)]
 
 

@@ -136,10 +136,26 @@ class SourceFile(Strict):
     bytes: int | None = None
     md5: str | None = None
     sha256: str | None = None
+    crc32c: str | None = None
+
+
+class DoseRules(Strict):
+    """Columns that complete a chemical label: dose, its unit (a column or one fixed value), hours of treatment."""
+
+    column: str
+    unit: str | None = None
+    unit_column: str | None = None
+    time_column: str | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> DoseRules:
+        if (self.unit is None) == (self.unit_column is None):
+            raise ValueError("labels.dose needs exactly one of `unit` and `unit_column`")
+        return self
 
 
 class LabelRules(Strict):
-    """How the published labels read; see `labels.LabelRecipe`."""
+    """How the published labels read; see `labels.LabelRecipe`. `dose` completes labels of compounds."""
 
     column: str
     control: tuple[str, ...]
@@ -149,6 +165,10 @@ class LabelRules(Strict):
     fillers: tuple[str, ...] = ()
     strip_regex: str | None = None
     aliases: dict[str, str] = Field(default_factory=dict)
+    filler_patterns: tuple[str, ...] = ()
+    target_regex: str | None = None
+    form: Literal["plain", "tuples"] = "plain"
+    dose: DoseRules | None = None
 
 
 class ContextRules(Strict):
@@ -166,29 +186,77 @@ class ContextRules(Strict):
 
 
 class MatrixSpec(Strict):
-    location: str = "X"
+    """The matrix to read: `X` or a layer, and its scale."""
+
+    location: str = Field("X", pattern=r"^(X|layers/[^/]+)$")
     kind: Literal["counts", "log1p"]
     target_sum: float | None = None
 
 
 class GeneRules(Strict):
-    """Which var columns hold the symbols (None: the index) and the gene ids that make repeated symbols unique."""
+    """Which var columns hold the symbols (None: the index) and the gene ids that make repeated symbols unique.
 
+    `index` says what the var index holds; with `ensembl` it gives the gene ids where no column does.
+    """
+
+    index: Literal["symbol", "ensembl"] = "symbol"
     symbol_column: str | None = None
     gene_id_column: str | None = None
 
+    @model_validator(mode="after")
+    def _symbols_somewhere(self) -> GeneRules:
+        if self.index == "ensembl" and self.symbol_column is None:
+            raise ValueError("genes.index is `ensembl`, so genes.symbol_column must name the symbols")
+        return self
+
+
+class TrapSign(Strict):
+    """How a trap shows in a file: an obs column that holds one of these values, or a label of this form."""
+
+    column: str | None = None
+    values: tuple[str, ...] = ()
+    label_regex: str | None = None
+
+    @model_validator(mode="after")
+    def _one_sign(self) -> TrapSign:
+        if (self.column is None) == (self.label_regex is None) or bool(self.values) != bool(self.column):
+            raise ValueError("a trap's sign is either `column` with `values`, or `label_regex`")
+        return self
+
 
 class Trap(Strict):
-    """A known defect of a published file."""
+    """A known defect of a published file; `sign` lets the check find it."""
 
     id: str
     severity: Literal["error", "warning", "info"] = "warning"
     text: str
     url: str | None = None
+    sign: TrapSign | None = None
 
 
-class DatasetSpec(Strict):
-    """One published file layout of one dataset."""
+class Fingerprint(Strict):
+    """What tells this layout from others, beside its columns: forms of labels, values of columns, side entries.
+
+    `label_regex` is what labels other than control look like; `targets` are some targets; `values` are the values
+    that an obs column may hold; `groups` are entries such as `layers/counts` or `obsm/X_pca`.
+    """
+
+    label_regex: str | None = None
+    targets: tuple[str, ...] = ()
+    values: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+
+
+class Verified(Strict):
+    """How well the facts of a spec are known where they do not say it themselves."""
+
+    level: Evidence
+    date: str | None = None
+    note: str = ""
+
+
+class DatasetCard(Strict):
+    """What is known of a dataset, enough to find, cite and download it."""
 
     spec_version: Literal[1]
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -198,19 +266,32 @@ class DatasetSpec(Strict):
     license: str
     organism: str
     modality: Literal["CRISPRi", "CRISPRa", "KO", "drug", "cytokine", "simulated"]
+    verified: Verified = Verified(level="docs")
+    evidence: dict[str, Evidence] = Field(default_factory=dict)
     accessions: tuple[str, ...] = ()
     derived_from: str | None = None
     files: tuple[SourceFile, ...] = ()
-    matrix: MatrixSpec
-    contexts: ContextRules
-    labels: LabelRules
-    genes: GeneRules = GeneRules()
     n_cells: Count | None = None
     n_genes: Count | None = None
     n_perturbations: Count | None = None
     n_control_cells: Count | None = None
-    keep_obs: dict[str, str] = Field(default_factory=dict)
-    depth_column: str | None = None
     leaks: tuple[str, ...] = ()
     traps: tuple[Trap, ...] = ()
     notes: str = ""
+
+
+class DatasetSpec(DatasetCard):
+    """One published file layout of one dataset: its card, and how the file reads.
+
+    `obs_columns` and `var_columns` are the published columns: they recognise the layout, and conversion keeps them.
+    """
+
+    matrix: MatrixSpec
+    contexts: ContextRules
+    labels: LabelRules
+    genes: GeneRules = GeneRules()
+    obs_columns: tuple[str, ...] = ()
+    var_columns: tuple[str, ...] = ()
+    fingerprint: Fingerprint = Fingerprint()
+    keep_obs: dict[str, str] = Field(default_factory=dict)
+    depth_column: str | None = None

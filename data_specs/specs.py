@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from .errors import SpecError, UnknownName
-from .spec_models import DatasetSpec, Edition
+from .spec_models import DatasetCard, DatasetSpec, Edition
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 
@@ -51,8 +52,13 @@ def edition_ids() -> list[str]:
 
 
 def dataset_ids() -> list[str]:
-    """Ids of the shipped dataset specs, sorted."""
-    return sorted(_shipped("datasets"))
+    """Ids of the shipped dataset layouts, sorted: those that can be converted."""
+    return [name for name, table in _dataset_tables().items() if "labels" in table]
+
+
+def card_ids() -> list[str]:
+    """Ids of all shipped dataset cards, sorted: `dataset_ids`, and those that can only be shown and fetched."""
+    return list(_dataset_tables())
 
 
 @cache
@@ -66,20 +72,114 @@ def load_edition(name: str) -> Edition:
     SpecError
         The TOML breaks the schema.
     """
-    return _load(Edition, "edition", "editions", name)
+    if name.endswith(".toml"):
+        return parse_spec(Edition, read_toml(Path(name)), origin=name)
+    shipped = _shipped("editions")
+    if name not in shipped:
+        raise UnknownName("edition", name, sorted(shipped), "vcbench list editions")
+    return parse_spec(
+        Edition, tomllib.loads(shipped[name].read_text(encoding="utf-8")), origin=f"{name}.toml"
+    )
 
 
 @cache
 def load_dataset(name: str) -> DatasetSpec:
-    """A shipped dataset spec by id, or a dataset TOML by path. Errors as `load_edition`."""
-    return _load(DatasetSpec, "dataset", "datasets", name)
+    """A shipped dataset layout by id, or a TOML of the user's by path.
+
+    A TOML with `base = "ID"` extends that layout: its own keys win, tables are merged, lists replaced, and the keys
+    listed in `unset` (`"n_cells"`, `"matrix.target_sum"`) are dropped. Of a TOML with `[variants.NAME]`,
+    `PATH.toml#NAME` is one.
+
+    Raises
+    ------
+    UnknownName
+        No shipped layout has this id.
+    SpecError
+        The TOML breaks the schema, or the dataset has a card only.
+    """
+    table = _dataset_table(name)
+    if "labels" not in table and not name.partition("#")[0].endswith(".toml"):
+        raise SpecError(
+            f"{name}: has a card only (`vcbench data show {name}`); its files are no h5ad to convert."
+        )
+    return parse_spec(DatasetSpec, table, origin=name if ".toml" in name else f"{name}.toml")
 
 
-def _load(model: type[SpecT], kind: str, folder: str, name: str) -> SpecT:
-    if name.endswith(".toml"):
-        return parse_spec(model, read_toml(Path(name)), origin=name)
-    shipped = _shipped(folder)
-    if name not in shipped:
-        raise UnknownName(kind, name, sorted(shipped), f"vcbench list {kind}s")
-    table = tomllib.loads(shipped[name].read_text(encoding="utf-8"))
-    return parse_spec(model, table, origin=f"{name}.toml")
+@cache
+def load_card(name: str) -> DatasetCard:
+    """The card of a dataset: its layout where it has one. Errors as `load_dataset`."""
+    table = _dataset_table(name)
+    if "labels" in table:
+        return load_dataset(name)
+    return parse_spec(DatasetCard, table, origin=name if ".toml" in name else f"{name}.toml")
+
+
+@cache
+def _dataset_tables() -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for family, entry in _shipped("datasets").items():
+        tables |= _variants(tomllib.loads(entry.read_text(encoding="utf-8")), family)
+    return dict(sorted(tables.items()))
+
+
+def _variants(table: dict[str, Any], family: str) -> dict[str, dict[str, Any]]:
+    """The specs of a file of one family by id, `FAMILY_VARIANT`; a file without variants is one spec."""
+    shared = {key: value for key, value in table.items() if key != "variants"}
+    if "variants" not in table:
+        return {str(table.get("id", family)): {"id": family, "family": family, **shared}}
+    return {
+        f"{family}_{name}": {"family": family, **merged(shared, part), "id": f"{family}_{name}"}
+        for name, part in table["variants"].items()
+    }
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `change`: tables are merged, `traps` appended, everything else replaced."""
+    out = dict(base)
+    for key, value in change.items():
+        old = out.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            out[key] = merged(old, value)
+        elif key == "traps" and isinstance(old, list):
+            out[key] = [*old, *value]
+        else:
+            out[key] = value
+    return out
+
+
+def _dataset_table(name: str, within: tuple[str, ...] = ()) -> dict[str, Any]:
+    path, _, variant = name.partition("#")
+    if not path.endswith(".toml"):
+        tables = _dataset_tables()
+        if name not in tables:
+            raise UnknownName("dataset", name, list(tables), "vcbench list datasets")
+        return tables[name]
+    if name in within:
+        raise SpecError(f"{name}: extends itself ({' -> '.join((*within, name))}).")
+    table = read_toml(Path(path))
+    if "variants" in table:
+        specs = _variants(table, str(table.get("family", Path(path).stem)))
+        chosen = [spec for key, spec in specs.items() if variant in ("", key) or key.endswith(f"_{variant}")]
+        if len(chosen) != 1:
+            raise SpecError(
+                f"{path}: has {len(specs)} variants; name one: {', '.join(f'{path}#{k}' for k in specs)}."
+            )
+        return chosen[0]
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    unset = table.pop("unset", [])
+    if not isinstance(base, str) or not isinstance(unset, list):
+        raise SpecError(f"{path}: `base` is the id of a dataset, `unset` a list of keys.")
+    parent = base if ".toml" not in base else str(Path(path).parent / base)
+    whole = _dataset_table(parent, (*within, name))
+    for key in unset:
+        whole = _without(whole, str(key).split("."), path)
+    return {**merged(whole, table), "id": table.get("id", Path(path).stem)}
+
+
+def _without(table: Mapping[str, Any], key: list[str], path: str) -> dict[str, Any]:
+    if key[0] not in table or (len(key) > 1 and not isinstance(table[key[0]], dict)):
+        raise SpecError(f"{path}: `unset` names {'.'.join(key)!r}, which the base does not have.")
+    rest = {name: value for name, value in table.items() if name != key[0]}
+    return rest if len(key) == 1 else {**rest, key[0]: _without(table[key[0]], key[1:], path)}

@@ -21,6 +21,7 @@ PERTURBATION, CONTEXT, IS_CONTROL, N_TARGETS, LABEL_SOURCE = (
     "n_targets",
     "label_source",
 )
+DOSE, DOSE_UNIT, TIME_H = "dose", "dose_unit", "time_h"
 MatrixKind = Literal["counts", "log1p"]
 RowKind = Literal["cell", "mean"]
 

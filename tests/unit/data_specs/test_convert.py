@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -215,10 +216,72 @@ def test_all_problems_of_a_source_at_once(tmp_path):
     assert [issue.code for issue in caught.value.issues] == ["E615", "E616", "E619", "E635", "W614"]
 
 
-def test_a_layer_is_refused_rather_than_guessed(tmp_path):
+LAYER = {"kind": "counts", "location": "layers/counts"}
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
     src = standard_h5ad(tmp_path / "a.h5ad", genes=GENES)
-    with pytest.raises(SpecError, match="layers/counts"):
-        convert(src, spec(matrix={"kind": "counts", "location": "layers/counts"}), out=tmp_path / "out.h5ad")
+    with pytest.raises(InvalidFile) as caught:
+        convert(src, spec(matrix=LAYER), out=tmp_path / "out.h5ad")
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [("E005", "a.h5ad:/layers/counts")]
+    with pytest.raises(SpecError, match=r"matrix\.location"):
+        spec(matrix={"kind": "counts", "location": "obsm/X"})
+
+
+@pytest.mark.parametrize("layer_format", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize("block_bytes", [1, 2**26])
+def test_counts_come_from_a_layer(tmp_path, layer_format, block_bytes):
+    x = np.random.default_rng(0).poisson(1.0, (6, 5)).astype(np.float32)
+    src = published(tmp_path / "a.h5ad", ["NT", "NT", *"AABB"], np.log1p(x))
+    data = ad.read_h5ad(src)
+    data.layers["counts"] = layer_format(x)
+    data.write_h5ad(src)
+    done = convert(src, spec(matrix=LAYER), out=tmp_path / "out.h5ad", block_bytes=block_bytes)
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").X.toarray(), x)
+    assert done.target_sum == np.median(x[:2].sum(axis=1))
+    with h5py.File(src, "r+") as file:
+        del file["X"]
+    assert convert(src, spec(matrix=LAYER), out=tmp_path / "out.h5ad", force=True).n_cells == 6
+
+
+def test_a_damaged_value_in_a_layer_is_named_there(tmp_path):
+    x = np.ones((3, 4), np.float32)
+    src = published(tmp_path / "a.h5ad", ["NT", "A", "B"], x)
+    data = ad.read_h5ad(src)
+    data.layers["counts"] = sp.csr_matrix(x * 0.5)
+    data.write_h5ad(src)
+    with pytest.raises(InvalidFile) as caught:
+        convert(src, spec(matrix=LAYER), out=tmp_path / "out.h5ad")
+    assert [(i.code, i.where) for i in caught.value.issues] == [("E616", "a.h5ad:/layers/counts")]
+
+
+def test_kept_columns_get_a_prefix_where_the_standard_has_the_name(tmp_path):
+    obs = {"context": ["x", "y"], "depth": [1, 2], "source_depth": [3, 4]}
+    src = published(tmp_path / "a.h5ad", ["NT", "A"], np.ones((2, 4)), obs=obs, var={"gene_id": list("pqrs")})
+    convert(
+        src,
+        spec(obs_columns=["guide", *obs, "absent"], var_columns=["gene_id"]),
+        out=tmp_path / "out.h5ad",
+    )
+    result = ad.read_h5ad(tmp_path / "out.h5ad")
+    assert list(result.obs["source_context"]) == ["x", "y"] and list(result.obs["context"]) == ["K562"] * 2
+    assert list(result.obs["source_depth"]) == [1, 2] and list(result.obs["source_source_depth"]) == [3, 4]
+    assert "guide" not in result.obs and list(result.var["gene_id"]) == list("pqrs")
+    columns = json.loads(result.uns["vcbench"]["columns"])
+    assert columns == {
+        "source_context": "context",
+        "source_depth": "depth",
+        "source_source_depth": "source_depth",
+    }
+
+
+def test_ensembl_index_gives_the_gene_ids(tmp_path):
+    src = published(tmp_path / "a.h5ad", ["NT", "A"], np.eye(2, 4) + 1, var={"name": ["X", "Y", "X", "Z"]})
+    convert(src, spec(genes={"index": "ensembl", "symbol_column": "name"}), out=tmp_path / "out.h5ad")
+    var = ad.read_h5ad(tmp_path / "out.h5ad").var
+    assert list(var.index) == ["X_G0", "Y", "X_G2", "Z"] and list(var["gene_id"]) == ["G0", "G1", "G2", "G3"]
+    with pytest.raises(SpecError, match="symbol_column"):
+        spec(genes={"index": "ensembl"})
 
 
 def test_kept_columns_cannot_replace_standard_ones(tmp_path):

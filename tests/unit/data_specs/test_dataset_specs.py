@@ -64,3 +64,76 @@ def test_unknown_dataset_names_the_nearest():
 def test_published_labels_become_canonical(name, published, canonical):
     recipe = recipe_of(load_dataset(name))
     assert recipe.canonical(published) == canonical and not recipe.reserved(published)
+
+
+FAMILY = """
+spec_version = 1
+title = "t"
+license = "MIT"
+organism = "Homo sapiens"
+modality = "CRISPRi"
+citation = { text = "c", year = 2020 }
+contexts = { value = "K562" }
+n_cells = { value = 5, verified = "docs" }
+traps = [{ id = "one", text = "1" }]
+
+[matrix]
+kind = "counts"
+
+[labels]
+column = "gene"
+control = ["NT"]
+
+[variants.author]
+
+[variants.copy]
+traps = [{ id = "two", text = "2" }]
+derived_from = "screen_author"
+matrix = { kind = "log1p", target_sum = 1e4 }
+labels = { control = ["ctrl"] }
+"""
+
+
+def test_variants_share_facts_and_a_base_is_extended(tmp_path):
+    (tmp_path / "screen.toml").write_text(FAMILY)
+    copy = load_dataset(f"{tmp_path}/screen.toml#copy")
+    assert (copy.id, copy.family, copy.labels.column, copy.labels.control) == (
+        "screen_copy",
+        "screen",
+        "gene",
+        ("ctrl",),
+    )
+    assert [trap.id for trap in copy.traps] == ["one", "two"] and copy.matrix.target_sum == 1e4
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'base = "screen.toml#copy"\nunset = ["n_cells", "matrix.target_sum"]\nn_genes = { value = 3, verified = "file" }\n'
+    )
+    spec = load_dataset(str(own))
+    assert (spec.id, spec.n_cells, spec.n_genes.value, spec.matrix.target_sum) == ("own", None, 3, None)
+    with pytest.raises(SpecError, match="screen_author"):
+        load_dataset(f"{tmp_path}/screen.toml")
+
+
+def test_a_base_may_be_shipped_and_problems_of_a_base_are_named(tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        'base = "norman2019_scperturb"\nid = "mine_small"\nn_cells = { value = 7, verified = "file" }\n'
+    )
+    spec = load_dataset(str(own))
+    assert (spec.id, spec.family, spec.n_cells.value, spec.n_genes.value) == (
+        "mine_small",
+        "norman2019",
+        7,
+        33694,
+    )
+    loop = tmp_path / "loop.toml"
+    loop.write_text('base = "loop.toml"\n')
+    with pytest.raises(SpecError, match="extends itself"):
+        load_dataset(str(loop))
+    bad = tmp_path / "bad.toml"
+    bad.write_text('base = "norman2019_scperturb"\nunset = ["colour"]\n')
+    with pytest.raises(SpecError, match="'colour'"):
+        load_dataset(str(bad))
+    bad.write_text('base = "nothing"\n')
+    with pytest.raises(UnknownName, match="nothing"):
+        load_dataset(str(bad))

@@ -578,7 +578,8 @@ def test_one_defect_gives_its_issue(tmp_path, name):
 
 def test_every_code_of_the_catalogue_has_a_defect():
     text = resources.files("vcbench.data_specs").joinpath("issue_codes/schema.toml").read_text("utf-8")
-    assert set(tomllib.loads(text)) == {code for code, *_ in DEFECTS.values()}
+    # The codes of doses have their defects in test_doses.
+    assert set(tomllib.loads(text)) - {"E639", "E640"} == {code for code, *_ in DEFECTS.values()}
 
 
 def test_fixes_are_command_lines_that_parse():
