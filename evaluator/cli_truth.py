@@ -35,12 +35,16 @@ COMMANDS = {
         "vcbench.evaluator.openproblems.cli:control_methods",
         "Open Problems: write the predictions of the six control methods.",
     ),
+    "de": (
+        "vcbench.evaluator.openproblems.cli:de",
+        "Open Problems: turn cells into a table of differential expression.",
+    ),
 }
 
 
 @click.group(cls=LazyGroup, table=COMMANDS)
 def truth() -> None:
-    """What is computed from the real data once: truth bundles, control methods."""
+    """What is computed from the real data once: truth bundles, control methods, tables."""
 
 
 @click.command()
