@@ -56,6 +56,11 @@ class MemorySource:
         self.matrix = MatrixInfo(storage, x.dtype, (int(x.shape[0]), int(x.shape[1])), n_stored)
         self._x: Any = x
 
+    @property
+    def location(self) -> str:
+        """Where the matrix is, as issues name it: always X."""
+        return "X"
+
     def __enter__(self) -> MemorySource:
         return self
 
