@@ -54,6 +54,14 @@ if TYPE_CHECKING:
 @click.option(
     "--matrix", type=click.Choice(["counts", "log1p"]), help="Kind of X, for files that do not declare it."
 )
+@click.option("--reference", "references", multiple=True, metavar="NAME=FILE", help="As for `vcbench score`.")
+@click.option("--baseline", metavar="FILE|published", help="Short for --reference baseline=….")
+@click.option(
+    "--no-target-genes", is_flag=True, help="vcc2026: perturbations have no target gene to leave out."
+)
+@click.option(
+    "--target-map", type=click.Path(dir_okay=False), help="vcc2026: CSV label,gene; an empty gene means none."
+)
 @click.option("--tmp", type=click.Path(file_okay=False), help="Folder of the temporary changed entries.")
 @seed_option
 @threads_option
@@ -74,6 +82,10 @@ def probe(
     control: str | None,
     context_col: str | None,
     matrix: Any,
+    references: tuple[str, ...],
+    baseline: str | None,
+    no_target_genes: bool,
+    target_map: str | None,
     tmp: str | None,
     seed: int,
     threads: int | None,
@@ -95,10 +107,11 @@ def probe(
     import json
 
     from ..data_specs.atomic import check_output, write_text
-    from .cli_score import parse_truths
+    from .cli_score import parse_references, parse_truths
     from .memory import block_bytes
     from .probes.run import probe_entry
     from .score_options import ScoreOptions
+    from .vcc2026.targets import read_target_map
 
     if out:
         check_output(out, inputs=[entry], force=force)
@@ -120,6 +133,9 @@ def probe(
                 threads=threads,
                 memory=memory,
                 block_bytes=block_bytes(memory),
+                references=parse_references((*references, *([f"baseline={baseline}"] if baseline else []))),
+                no_target_genes=no_target_genes,
+                target_map=None if target_map is None else read_target_map(target_map),
             ),
             tmp=tmp,
             progress=show,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anndata as ad
@@ -155,8 +155,10 @@ def options(edition: str) -> ScoreOptions:
 
 
 def report(folder: Path, entry: Cells, truth: Cells, *, edition: str, form: str, **arguments) -> ProbeReport:
-    """Probe the entry in one edition and form."""
+    """Probe the entry in one edition and form. Combinations of targets have no own gene in the 2026 edition."""
     folder.mkdir(parents=True, exist_ok=True)
     real = write_truth(truth, folder / "truth.h5ad")
     pred = write_entry(entry, folder / f"{form}.h5ad", edition=edition, form=form)
-    return probe_entry(pred, real, edition=edition, options=options(edition), **arguments)
+    no_targets = edition == "vcc2026" and any("+" in label for label in truth.labels)
+    chosen = replace(options(edition), no_target_genes=no_targets)
+    return probe_entry(pred, real, edition=edition, options=chosen, **arguments)

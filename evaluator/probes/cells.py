@@ -21,28 +21,24 @@ NO_CELLS = NotApplicable("the entry holds mean profiles, no cells")
     caught_by=("inflated-variance",),
 )
 def variance_inflation(stage: Stage) -> Change | NotApplicable:
-    """In perturbed cells every value is doubled or dropped by a fair coin; neighbouring cells get opposite coins.
+    """In perturbed cells every value is doubled or dropped: for each gene in turn along the cells that express it.
 
-    Means are kept in expectation, counts stay whole.
+    Group means are nearly kept, counts stay whole; which cell begins is random for each group and gene.
     """
     grouped = stage.grouped
     if grouped.rows == "mean":
         return NO_CELLS
-    rng = stage.generator("variance-inflation")
-    rank = _rank_in_group(grouped.codes)
+    shape = (len(grouped.keys), grouped.source.n_vars)
+    doubled = stage.generator("variance-inflation").random(shape) < 0.5
     control = np.append(grouped.is_control, True)
-    # One row of coins per pair of cells of a group, drawn when the first of them comes.
-    coins: dict[int, np.ndarray] = {}
 
     def inflated(rows: sp.csr_array, codes: np.ndarray, start: int) -> sp.csr_array:
         data = rows.data.astype(np.float64)
         for i in np.flatnonzero(~control[codes]):
             part = slice(int(rows.indptr[i]), int(rows.indptr[i + 1]))
-            first = rank[start + i] % 2 == 0
-            if first:
-                coins[int(codes[i])] = rng.random(grouped.source.n_vars) < 0.5
-            coin = coins[int(codes[i])][rows.indices[part]]
-            data[part] *= 2.0 * (coin == first)
+            state, genes = doubled[codes[i]], rows.indices[part]
+            data[part] *= 2.0 * state[genes]
+            state[genes] = ~state[genes]
         data = data if stage.cap is None or grouped.kind == "counts" else np.minimum(data, stage.cap)
         return sp.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 

@@ -60,7 +60,10 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """What became of one probe: applied or not, and what the changed entry was marked and flagged for."""
+    """What became of one probe: applied or not, and what the changed entry was marked and flagged for.
+
+    `diagnostics` are the changed entry's; the JSON of a report leaves them out.
+    """
 
     name: str
     kind: str
@@ -71,6 +74,13 @@ class ProbeOutcome:
     marks: tuple[Finding, ...] = ()
     flags: tuple[Finding, ...] = ()
     caught: bool | None = None
+    diagnostics: Diagnostics = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as plain values."""
+        left = {name: value for name, value in vars(self).items() if name != "diagnostics"}
+        found = {name: [f.to_json() for f in getattr(self, name)] for name in ("marks", "flags")}
+        return left | found
 
 
 @dataclass(frozen=True)
@@ -99,14 +109,7 @@ class ProbeReport:
             "marks": [finding.to_json() for finding in self.marks],
             "flags": [finding.to_json() for finding in self.flags],
             "diagnostics": {name: dict(values) for name, values in self.diagnostics.items()},
-            "probes": [
-                vars(outcome)
-                | {
-                    "marks": [f.to_json() for f in outcome.marks],
-                    "flags": [f.to_json() for f in outcome.flags],
-                }
-                for outcome in self.outcomes
-            ],
+            "probes": [outcome.to_json() for outcome in self.outcomes],
         }
 
 
@@ -296,7 +299,13 @@ def _apply(
     names = {finding.name for finding in (*seen_marks, *seen_flags)}
     caught = bool(names & set(item.caught_by)) if item.caught_by else None
     outcome = replace(
-        outcome, applied=True, reason=change.note, marks=seen_marks, flags=seen_flags, caught=caught
+        outcome,
+        applied=True,
+        reason=change.note,
+        marks=seen_marks,
+        flags=seen_flags,
+        caught=caught,
+        diagnostics=found,
     )
     return outcome, card, ""
 
