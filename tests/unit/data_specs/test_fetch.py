@@ -148,15 +148,13 @@ def test_choice_and_command(server, tmp_path, capsys):
         chosen_file(spec, "b")
     with pytest.raises(UsageError, match="has a published address"):
         chosen_file(load_dataset("norman2019_subset").model_copy(update={"files": ()}))
-    toml = (module.Path(module.__file__).parent / "datasets" / "norman2019_subset.toml").read_text()
     file = source(server)
-    head, tail = toml.split("[[files]]", 1)
-    tail = tail[tail.index("\n[") :]
     entry = (
+        'base = "norman2019_subset"\nid = "mine"\n'
         f'[[files]]\nrole = "main"\nname = "a.h5ad"\nurls = ["{file.urls[0]}"]\nbytes = {file.bytes}\n'
         f'sha256 = "{file.sha256}"\n'
     )
-    (tmp_path / "mine.toml").write_text(head + entry + tail)
+    (tmp_path / "mine.toml").write_text(entry)
     run = ["data", "fetch", str(tmp_path / "mine.toml"), "-o", str(tmp_path), "--format", "json"]
     cli.main([*run, "--dry-run"], standalone_mode=False)
     shown = capsys.readouterr()
