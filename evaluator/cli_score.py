@@ -28,7 +28,8 @@ from ..data_specs.cli_support import (
 from .score_options import SUBSETS
 
 if TYPE_CHECKING:
-    from .scorecard import ScoreCard
+    from .scorecard import MetricValue, ScoreCard
+    from .uncertainty.bootstrap import Interval
 
 
 @click.command()
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
 @click.option(
     "--target-map", type=click.Path(dir_okay=False), help="vcc2026: CSV label,gene; an empty gene means none."
 )
+@click.option("--no-intervals", is_flag=True, help="Leave out the 95% intervals over perturbations.")
 @seed_option
 @threads_option
 @memory_option
@@ -99,6 +101,7 @@ def score(
     baseline: str | None,
     no_target_genes: bool,
     target_map: str | None,
+    no_intervals: bool,
     seed: int,
     threads: int | None,
     memory: int | None,
@@ -152,6 +155,7 @@ def score(
             seed=seed,
             threads=threads,
             memory=memory,
+            intervals=not no_intervals,
             progress=show,
         )
     if out:
@@ -222,6 +226,7 @@ def _print_table(card: ScoreCard, *, quiet: bool) -> None:
         (
             name,
             "–" if value.value is None else f"{value.value:.6g}",
+            _interval(value),
             "" if value.perfect is None else f"{value.perfect:g}",
             {"higher": "up", "lower": "down", "none": ""}[value.better],
             f"{value.n}/{value.n_total}",
@@ -231,16 +236,31 @@ def _print_table(card: ScoreCard, *, quiet: bool) -> None:
         for name, value in card.metrics.items()
     ]
     echo_table(
-        ("metric", "value", "perfect", "better", "n", *(["ceiling"] if ceilings else []), "nulls"),
+        (
+            "metric",
+            "value",
+            "95% interval",
+            "perfect",
+            "better",
+            "n",
+            *(["ceiling"] if ceilings else []),
+            "nulls",
+        ),
         rows,
         title=f"{card.name}: edition {card.edition}, profile {card.profile}",
     )
     shown = "–" if card.score is None else f"{card.score:.6g}"
+    if card.score_interval is not None and card.score_interval.low is not None:
+        shown += f" {_interval(card.score_interval)}"
     click.echo(f"score: {shown}" + (f" ({card.score_reason})" if card.score_reason else ""))
     if not quiet:
         from ..data_specs.issues import Issue
 
         echo_issues((Issue(**issue) for issue in card.issues), err=True)  # type: ignore[arg-type]
+
+
+def _interval(value: MetricValue | Interval) -> str:
+    return "–" if value.low is None or value.high is None else f"[{value.low:.4g}, {value.high:.4g}]"
 
 
 def _shown_ceilings(card: ScoreCard) -> dict[str, str]:

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..data_specs.atomic import atomic_folder
 from ..data_specs.errors import UsageError
+from .uncertainty.bootstrap import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..data_specs.issues import Issue
 
-SCORECARD_VERSION = 1
+SCORECARD_VERSION = 2
 Better = Literal["higher", "lower", "none"]
 
 
@@ -28,7 +29,9 @@ class MetricValue(BaseModel):
     """One aggregated metric.
 
     `value` is the mean over perturbations (null with `reason` when it cannot be computed), `n` of `n_total`
-    perturbations entered it; `cell_weighted` weights each perturbation by its truth cells.
+    perturbations entered it; `cell_weighted` weights each perturbation by its truth cells. `low` and `high` bound the
+    mean over the population of perturbations with confidence `level`, by `interval_method`; null with `interval_reason`
+    where there is no interval.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,12 +43,17 @@ class MetricValue(BaseModel):
     cell_weighted: float | None = None
     std: float | None = None
     reason: str | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    interval_method: str | None = None
+    interval_reason: str | None = None
 
 
 class ScoreCard(BaseModel):
     """Everything a reader needs to trust and repeat one scoring run.
 
-    Old versions stay readable: a field added later has a default.
+    Old versions stay readable: a field added later has a default. Version 2 added the intervals.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +63,7 @@ class ScoreCard(BaseModel):
     profile: str
     score: float | None = None
     score_reason: str | None = None
+    score_interval: Interval | None = None
     metrics: dict[str, MetricValue]
     strata: dict[str, dict[str, MetricValue]] = Field(default_factory=dict)
     issues: list[dict[str, str]] = Field(default_factory=list)
@@ -87,6 +96,7 @@ class ScoreResult:
     notes: tuple[str, ...] = ()
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     issues: tuple[Issue, ...] = ()
+    score_interval: Interval | None = None
 
 
 def finite_or_none(value: float) -> float | None:

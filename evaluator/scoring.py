@@ -28,6 +28,7 @@ from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
 from .score_options import SUBSETS, ScoreOptions, Subset
 from .scorecard import ScoreCard, ScoreResult, write_scorecard
+from .uncertainty.intervals import with_intervals
 from .validation import OpenEntry, opened_entry, validate
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def score(
     references: Mapping[str, Any] | None = None,
     no_target_genes: bool = False,
     target_map: Mapping[str, str | None] | None = None,
+    intervals: bool = True,
     progress: Progress | None = None,
 ) -> Scored:
     """Score predictions against real cells.
@@ -98,6 +100,8 @@ def score(
         What an overall score needs beyond the truth; see the edition.
     no_target_genes, target_map
         See `ScoreOptions`.
+    intervals
+        Whether aggregated values get 95% intervals over perturbations (`uncertainty.intervals`).
     progress
         Called with (done, total, text).
 
@@ -160,6 +164,11 @@ def score(
             progress=progress or _no_progress,
         )
         timings["measure"] = time.perf_counter() - measured
+        if intervals:
+            resampled = time.perf_counter()
+            family = chosen.family or rules.scoring.pipeline
+            result = with_intervals(result, edition=rules, family=family, seed=seed)
+            timings["intervals"] = time.perf_counter() - resampled
         inputs = _inputs(pred, pred_source, truths, split)
     timings["total"] = time.perf_counter() - started
     label = name or _stem(pred_source)
@@ -354,6 +363,7 @@ def _card(
         profile=profile or edition.scoring.default_profile,
         score=result.score,
         score_reason=result.score_reason,
+        score_interval=result.score_interval,
         metrics=dict(result.metrics),
         strata={key: dict(values) for key, values in result.strata.items()},
         issues=[issue.to_json() for issue in sort_issues(issues)],

@@ -1,0 +1,1 @@
+"""How far aggregated values can be trusted: intervals, paired tests, reliability."""
