@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -266,8 +265,3 @@ def _mean(values: Any) -> float | None:
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
     return float(known.mean()) if len(known) else None
-
-
-def plain(diagnostics: Mapping[str, Any]) -> dict[str, Any]:
-    """The diagnostics as plain values for JSON."""
-    return {name: dict(values) for name, values in diagnostics.items()}

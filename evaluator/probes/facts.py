@@ -56,14 +56,6 @@ class Facts:
         """The groups."""
         return self.grouped.keys
 
-    def position(self, key: Key) -> int:
-        """The row of a key. Raises `KeyError`."""
-        return self._positions[key]
-
-    @property
-    def _positions(self) -> dict[Key, int]:
-        return {key: i for i, key in enumerate(self.keys)}
-
     def controls(self) -> dict[str, int]:
         """The row of each context's control."""
         return {context: i for i, (context, name) in enumerate(self.keys) if name == CONTROL}

@@ -14,7 +14,7 @@ from ...data_specs.spec_models import Edition
 from ...data_specs.standard import MatrixMeta
 from ..score_options import ScoreOptions
 from .facts import Facts, gather_facts
-from .rows import Columns, GroupedRows, Key, declared_target_sum, grouped_rows
+from .rows import GroupedRows, Key, declared_target_sum, grouped_rows
 
 if TYPE_CHECKING:
     from ..celleval.bundle import CellevalTruth
@@ -219,6 +219,3 @@ def matched(truth: TruthFacts, keys: tuple[Key, ...]) -> TruthFacts:
         noise=truth.noise[rows],
         n_significant=truth.n_significant[rows],
     )
-
-
-__all__ = ["Columns", "TruthControl", "TruthFacts"]

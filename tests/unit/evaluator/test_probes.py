@@ -351,6 +351,15 @@ def test_no_simple_baseline_is_flagged(tmp_path):
     assert {"additive", "linear"} <= set(seen)
 
 
+def test_the_overall_score_is_a_row_where_the_edition_has_one(files):
+    chosen = ScoreOptions(**{**vars(options("vcc2025")), "references": {"baseline": "published"}})
+    found = probe_entry(
+        files[0]["log1p"], files[0]["truth"], edition="vcc2025", options=chosen, probes=("label-shuffle",)
+    )
+    score = next(row for row in found.rows if row.metric == "score")
+    assert score.before is not None and score.change == score.after - score.before and score.expected is None
+
+
 def test_the_documentation_names_every_probe_flag_and_mark():
     import re
     from pathlib import Path
