@@ -147,6 +147,9 @@ def _signs(folder: Path, ranges: Ranges) -> list[str]:
     lines = [
         "## Expected signs against seen ones",
         "",
+        "Entries are replicate cells of which 60% respond; in the 2026 edition on Norman, where half of a hundred "
+        "shallow cells show no effect above the noise that the edition takes off, they are cells of the truth itself "
+        "(15 doubles), so values there are no scores.",
         f"{len(SIMULATED_SEEDS)} simulated screens, {len(NORMAN_SEEDS)} halvings of the Norman 2019 subset.",
         "",
         "| data | edition | form | sign expected and seen | not seen | no sign expected |",

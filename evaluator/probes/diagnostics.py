@@ -12,6 +12,8 @@ from .target_genes import MIN_TARGETS, other_targets
 from .truth import TruthFacts, matched, significant
 
 Diagnostics = dict[str, dict[str, Any]]
+# Measured effects whose squares are noise beyond this share are no yardstick for the size of predicted ones.
+MAX_NOISE = 0.95
 
 
 def diagnose(
@@ -63,13 +65,22 @@ def _effect_size(
     mine, other = _mean(matched_pairs), _mean(others)
     squares = float((norms**2).sum())
     return {
-        "ratio": _root_ratio((norms**2 - noise).sum(), (real**2 - truth.noise).sum()),
+        "ratio": _size_ratio(norms, noise, real, truth.noise),
         "median_norm": _median(norms),
         "truth_median_norm": _median(real),
         "slope": float((effects * truth.effects).sum() / squares) if squares > 0 else None,
         "mean_correlation_with_truth": mine,
         "specificity": None if mine is None or other is None else mine - other,
     }
+
+
+def _size_ratio(
+    norms: np.ndarray, noise: np.ndarray, real: np.ndarray, real_noise: np.ndarray
+) -> float | None:
+    """Root of the squared sizes' ratio, sampling noise taken off; None where the truth is hardly more than noise."""
+    if real_noise.sum() > MAX_NOISE * (real**2).sum():
+        return None
+    return _root_ratio((norms**2 - noise).sum(), (real**2 - real_noise).sum())
 
 
 def _collapse(

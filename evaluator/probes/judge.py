@@ -1,7 +1,7 @@
 """Marks, which describe an entry, and flags, which suspect an exploit; each with the numbers behind it.
 
-The limits lie outside what real cells and trained models show and inside what the exploits do; `docs/probes.md` has the
-measured ranges.
+The limits lie outside what real cells and trained models show and inside what the exploits do; `benchmarks/results/probes.md`
+has the measured ranges.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FLAT_SHARE = 0.5
 DISTINCT_SHARE = 0.5
 COPIED_SHARE = 0.05
 # Flags.
-AMPLIFIED_RATIO = 2.0
+AMPLIFIED_RATIO = 1.7
 DEPTH_FACTOR = 2.0
 VARIANCE_RATIO = 2.0
 SIGNIFICANT_FACTOR = 3.0
 SIGNIFICANT_SHARE = 0.3
-SPIKE_FACTOR = 4.0
-SPIKE_INDEX = 4.0
+SPIKE_FACTOR = 2.0
+SPIKE_INDEX = 2.5
 CONTROL_SHIFT = 0.5
 # A discrimination score this high leaves no room for an honest increase.
 SATURATED = 0.95
