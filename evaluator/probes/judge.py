@@ -1,7 +1,7 @@
 """Marks, which describe an entry, and flags, which suspect an exploit; each with the numbers behind it.
 
-The limits lie outside what real cells and trained models show and inside what the exploits do; `benchmarks/results/probes.md`
-has the measured ranges.
+The limits lie outside what real cells and trained models show and inside what the exploits do;
+`benchmarks/results/probes.md` has the measured ranges.
 """
 
 from __future__ import annotations

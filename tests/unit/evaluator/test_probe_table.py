@@ -13,6 +13,8 @@ EDITIONS = ("core", "vcc2025", "celleval-0.8", "vcc2026")
 PROFILES = {"vcc2025": ("vcc", "generalist")}
 KINDS = ("counts", "log1p", "mean")
 SCALES = ("scale-4", "scale-10")
+# Edition vcc2025 has three metrics of celleval-0.8; one form of it is enough for every run.
+FAST = [pair for pair in FORMS if pair != ("vcc2025", "counts")]
 
 
 def covering(edition, probe, metric, kind):
@@ -48,7 +50,7 @@ def simulated_reports(tmp_path_factory):
     entry = informative(truth, replicate)
     found = {
         (edition, form): report(folder / f"{edition}-{form}", entry, truth, edition=edition, form=form)
-        for edition, form in FORMS
+        for edition, form in FAST
     }
     found["vcc2025", "generalist log1p"] = report(
         folder / "generalist",
@@ -76,14 +78,14 @@ def wrong(found):
     ]
 
 
-@pytest.mark.parametrize("edition,form", FORMS)
+@pytest.mark.parametrize("edition,form", FAST)
 def test_signs_on_simulated_cells(simulated_reports, edition, form):
     found = simulated_reports[edition, form]
     assert wrong(found) == []
     assert sum(row.as_expected is True for row in found.rows) >= 10
 
 
-@pytest.mark.parametrize("edition,form", FORMS)
+@pytest.mark.parametrize("edition,form", FAST)
 def test_exploits_are_caught_when_applied_and_the_entry_itself_is_clean(simulated_reports, edition, form):
     found = simulated_reports[edition, form]
     assert found.flags == () and found.marks == ()

@@ -35,19 +35,38 @@ def files(tmp_path_factory):
     return paths, truth, entry
 
 
-def changed(files, tmp_path, name, *, form="counts", edition="core", block_bytes=2**20):
+_STAGES: dict[tuple, tuple] = {}
+
+
+def stage_of(files, form, block_bytes):
+    """The opened entry and its stage, made once per form and size of blocks."""
+    key = (files[0][form], block_bytes)
+    if key not in _STAGES:
+        rules = load_edition("core")
+        chosen = ScoreOptions(**{**vars(options("core")), "block_bytes": block_bytes})
+        grouped = grouped_rows(H5ad(files[0][form]), rules, chosen)
+        with H5ad(files[0]["truth"]) as truth:
+            facts = facts_of_cells(truth, grouped, rules, chosen)
+        _STAGES[key] = grouped, _examine(grouped, facts, _Run(rules, None, chosen, None)).stage
+    return _STAGES[key]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_entries():
+    """Close what `stage_of` opened."""
+    yield
+    for grouped, _ in _STAGES.values():
+        grouped.source.close()
+    _STAGES.clear()
+
+
+def changed(files, tmp_path, name, *, form="counts", block_bytes=2**20):
     """The rows and labels of the entry after one probe, or why it does not apply."""
-    rules = load_edition(edition)
-    chosen = options(edition)
-    chosen = ScoreOptions(**{**vars(chosen), "block_bytes": block_bytes})
-    with H5ad(files[0][form]) as entry, H5ad(files[0]["truth"]) as truth:
-        grouped = grouped_rows(entry, rules, chosen)
-        facts = facts_of_cells(truth, grouped, rules, chosen)
-        stage = _examine(grouped, facts, _Run(rules, None, chosen, None)).stage
-        change = choose_probes((name,))[0].apply(stage)
-        if isinstance(change, NotApplicable):
-            return change
-        write_changed(grouped, change, tmp_path / "changed.h5ad")
+    grouped, stage = stage_of(files, form, block_bytes)
+    change = choose_probes((name,))[0].apply(stage)
+    if isinstance(change, NotApplicable):
+        return change
+    write_changed(grouped, change, tmp_path / "changed.h5ad")
     data = ad.read_h5ad(tmp_path / "changed.h5ad")
     x = data.X if isinstance(data.X, np.ndarray) else data.X.toarray()
     return x, data.obs["perturbation"].astype(str).to_numpy(), data
@@ -358,6 +377,51 @@ def test_the_overall_score_is_a_row_where_the_edition_has_one(files):
     )
     score = next(row for row in found.rows if row.metric == "score")
     assert score.before is not None and score.change == score.after - score.before and score.expected is None
+
+
+def test_contexts_in_one_file_or_in_one_each_are_probed_alike(files, tmp_path):
+    from core_support import cell_file, draw_cells
+
+    genes = [f"G{i:03d}" for i in range(30)]
+    rng = np.random.default_rng(3)
+    sizes = {(c, p): 20 for c in ("A", "B") for p in ("control", "G001", "G002", "G003")}
+    x, labels, contexts = draw_cells(rng, sizes, len(genes))
+    both = cell_file(tmp_path / "both.h5ad", x, labels, contexts, genes)
+    parts = {}
+    for context in ("A", "B"):
+        rows = [i for i, place in enumerate(contexts) if place == context]
+        chosen = [labels[i] for i in rows]
+        parts[context] = cell_file(
+            tmp_path / f"{context}.h5ad", x[rows], chosen, [context] * len(rows), genes
+        )
+    noisy = rng.binomial(x.astype(int), 0.7).astype(float) + 1
+    entry = cell_file(tmp_path / "entry.h5ad", noisy, labels, contexts, genes)
+    chosen = {"edition": "core", "options": options("core"), "probes": ("scale-4", "label-shuffle")}
+    joined = probe_entry(entry, parts, **chosen)
+    one = probe_entry(entry, both, **chosen)
+    assert joined.rows == one.rows and joined.diagnostics == one.diagnostics
+    assert set(joined.truth["parts"]) == {"truth:A", "truth:B"}
+
+
+def test_a_packed_2026_entry_is_probed_as_its_h5ad(files, tmp_path):
+    from vcbench.submission.packing import pack
+
+    genes, perts = tmp_path / "genes.csv", tmp_path / "perts.csv"
+    names = sorted(set(files[2].labels) - {CONTROL})
+    genes.write_text("gene\n" + "\n".join(files[2].genes) + "\n")
+    perts.write_text("target_gene,n_cells\n" + "".join(f"{name},12\n" for name in names))
+    entry = write_entry(files[2], tmp_path / "e.h5ad", edition="vcc2026", form="counts")
+    packed = tmp_path / "e.vcc"
+    pack(entry, "vcc2026", out=packed, genes=genes, perts=perts, contexts=["A"], pert_col="perturbation")
+    data = ad.read_h5ad(files[0]["truth"])
+    data.obs["target_gene"] = data.obs["perturbation"].astype(str).replace(CONTROL, "non-targeting")
+    data.write_h5ad(tmp_path / "truth.h5ad")
+    chosen = {"edition": "vcc2026", "probes": ("scale-4",)}
+    ours = probe_entry(packed, tmp_path / "truth.h5ad", **chosen)
+    theirs = probe_entry(entry, files[0]["truth"], options=options("vcc2026"), **chosen)
+    assert [(r.metric, r.before) for r in ours.rows] == [(r.metric, r.before) for r in theirs.rows]
+    assert ours.diagnostics == theirs.diagnostics
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
 def test_the_documentation_names_every_probe_flag_and_mark():
