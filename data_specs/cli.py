@@ -31,7 +31,7 @@ COMMANDS = {
         "vcbench.data_specs.cli_fetch:fetch",
         "Download a published file: resumed, checked, licence told.",
     ),
-    "check": (f"{_HERE}:check", "Check a standard h5ad; all problems at once."),
+    "check": (f"{_HERE}:check", "Recognise and check a published or a standard h5ad; all problems at once."),
     "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
     "split": (f"{_HERE}:split", "Draw a split of a standard h5ad and write it as CSV."),
     "panel": (
@@ -108,22 +108,44 @@ def show(dataset: str, output_format: str) -> None:
 
 @click.command()
 @click.argument("file", metavar="FILE")
+@click.option(
+    "--spec", default=None, metavar="ID|TOML", help="Layout of FILE; default: the one it is recognised as."
+)
 @format_option
 @quiet_option
-def check(file: str, output_format: str, quiet: bool) -> None:
-    """Check a standard h5ad; all problems at once. Exit status 1 when there is an error.
+def check(file: str, spec: str | None, output_format: str, quiet: bool) -> None:
+    """Recognise and check a published or a standard h5ad; all problems at once. Exit status 1 when there is an error.
 
     \b
-    Example: vcbench data check norman.h5ad --format json
+    Examples:
+      vcbench data check norman.h5ad --format json
+      vcbench data check NormanWeissman2019_filtered.h5ad --spec norman2019_scperturb
     """
     from .issues import has_errors
-    from .schema_check import check_standard
+    from .published_check import check_file
+    from .specs import load_dataset
 
-    issues = check_standard(file, on_rows=_progress("checking", quiet=quiet))
-    valid = not has_errors(issues)
+    chosen = None if spec is None else load_dataset(spec)
+    done = check_file(file, chosen, on_rows=_progress("checking", quiet=quiet))
+    issues, valid = done.issues, not has_errors(done.issues)
+    candidates = done.recognition.candidates[:5] if done.recognition else ()
     if output_format == "json":
-        echo_json({"valid": valid, "issues": [issue.to_json() for issue in issues]})
+        found = [
+            {"id": c.spec.id, "score": round(c.score, 4), "evidence": [e.text for e in c.evidence]}
+            for c in candidates
+        ]
+        checked_as = done.spec.id if done.spec else "standard"
+        echo_json(
+            {
+                "valid": valid,
+                "checked_as": checked_as,
+                "candidates": found,
+                "issues": [i.to_json() for i in issues],
+            }
+        )
     else:
+        if done.spec is not None and done.recognition is not None:
+            click.echo(f"{file}: {done.spec.title}\n  {done.recognition.why()}")
         echo_issues(issues)
         n_errors = sum(issue.severity == "error" for issue in issues)
         verdict = "valid" if valid else "invalid"

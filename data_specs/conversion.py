@@ -107,14 +107,14 @@ def convert(
             f"{spec.id}: keep_obs may not write {taken[0]!r}, a column of the standard; choose another name."
         )
     with H5ad(src, location=spec.matrix.location) as file:
-        issues = _column_issues(file, spec)
+        issues = column_issues(file, spec)
         if issues:
             raise InvalidFile(issues)
         genes, gene_columns, issues = unique_genes(file, spec.genes)
         gene_columns |= _kept_var(file, spec, gene_columns)
         cells = source_cells(file, spec)
         digest = file_sha256(file.path)
-        issues += _cell_issues(file, spec, cells) + _source_issues(file, spec, digest)
+        issues += cell_issues(file, spec, cells) + source_issues(file, spec, digest)
         scan = scan_matrix(
             file,
             expm1=spec.matrix.kind == "log1p",
@@ -147,7 +147,8 @@ def convert(
         )
 
 
-def _column_issues(file: H5ad, spec: DatasetSpec) -> list[Issue]:
+def column_issues(file: H5ad, spec: DatasetSpec) -> list[Issue]:
+    """E629 for an empty file, E626 for every column that conversion reads and the file lacks."""
     if not file.n_obs or not file.n_vars:
         found = f"{file.n_obs:,} cells x {file.n_vars:,} genes"
         return [_issue("E629", file, "X", found=found, expected="at least one cell and one gene")]
@@ -181,7 +182,8 @@ def _kept_var(file: H5ad, spec: DatasetSpec, taken: dict[str, Any]) -> dict[str,
     }
 
 
-def _cell_issues(file: H5ad, spec: DatasetSpec, cells: SourceCells) -> list[Issue]:
+def cell_issues(file: H5ad, spec: DatasetSpec, cells: SourceCells) -> list[Issue]:
+    """Problems of cell names, labels, doses, contexts and controls, and counts that differ from the spec's."""
     issues = []
     names = file.obs_names.tolist()
     repeated = repeated_names(names)
@@ -270,7 +272,8 @@ def _count_issues(file: H5ad, spec: DatasetSpec, cells: SourceCells) -> list[Iss
     ]
 
 
-def _source_issues(file: H5ad, spec: DatasetSpec, digest: str) -> list[Issue]:
+def source_issues(file: H5ad, spec: DatasetSpec, digest: str) -> list[Issue]:
+    """W615 when the sha256 is none of those that the spec records."""
     known = {f.sha256: f.name for f in spec.files if f.sha256}
     if not known or digest in known:
         return []
@@ -432,7 +435,7 @@ def kept_columns(spec: DatasetSpec, present: Iterable[str]) -> dict[str, str]:
     there = set(present)
     done = {*spec.keep_obs, spec.labels.column, spec.depth_column}
     unchanged = spec.contexts.column if not spec.contexts.rename else None
-    for source in spec.obs_columns:
+    for source in sorted(there) if spec.keep_all else spec.obs_columns:
         if source in done or source not in there or source == unchanged == CONTEXT:
             continue
         name = source
@@ -448,8 +451,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def file_issue(
+    code: str, path: Path, where: str, *, found: str, expected: str, message: str | None = None, **fill: Any
+) -> Issue:
+    """An issue of a file, with its path quoted for the command that the issue proposes."""
+    return make_issue(
+        code,
+        where=where,
+        found=found,
+        expected=expected,
+        message=message,
+        file=shlex.quote(str(path)),
+        **fill,
+    )
+
+
 def _issue(code: str, file: H5ad, place: str, *, found: str, expected: str, **fill: Any) -> Issue:
     where = f"{file.name}:/{place}" if place else file.name
-    return make_issue(
-        code, where=where, found=found, expected=expected, file=shlex.quote(str(file.path)), **fill
-    )
+    return file_issue(code, file.path, where, found=found, expected=expected, **fill)

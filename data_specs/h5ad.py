@@ -192,6 +192,25 @@ class H5ad:
         rest = (key for key in self._file if key not in ("X", "obs", "var"))
         return tuple(key for key in rest if not is_group(self._file[key]) or len(self._file[key]))
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries of layers, obsm, varm and uns, as `layers/counts`."""
+        places = ("layers", "obsm", "varm", "uns")
+        return tuple(f"{p}/{key}" for p in places if is_group(self._file.get(p)) for key in self._file[p])
+
+    def value_sample(self, location: str, n_values: int = 2**16) -> np.ndarray | None:
+        """Some stored values of a matrix of the file, the first ones; None where `location` is no numeric matrix."""
+        with self._reading():
+            node = self._file.get(location)
+            if is_group(node):
+                node = node.get("data")
+            if not is_dataset(node) or node.dtype.kind not in "fiub":
+                return None
+            if node.ndim == 1:
+                return _supported(node[:n_values])
+            rows = max(1, n_values // max(1, node.shape[-1]))
+            return _supported(np.asarray(node[:rows])).ravel()
+
     def row_blocks(
         self,
         *,

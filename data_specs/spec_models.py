@@ -283,7 +283,8 @@ class DatasetCard(Strict):
 class DatasetSpec(DatasetCard):
     """One published file layout of one dataset: its card, and how the file reads.
 
-    `obs_columns` and `var_columns` are the published columns: they recognise the layout, and conversion keeps them.
+    `obs_columns` and `var_columns` are the published columns: they recognise the layout, and conversion keeps them
+    (`keep_all`: all other obs columns of the file).
     """
 
     matrix: MatrixSpec
@@ -294,4 +295,5 @@ class DatasetSpec(DatasetCard):
     var_columns: tuple[str, ...] = ()
     fingerprint: Fingerprint = Fingerprint()
     keep_obs: dict[str, str] = Field(default_factory=dict)
+    keep_all: bool = False
     depth_column: str | None = None
