@@ -49,8 +49,10 @@ def _same_file(left: str | os.PathLike[str], right: Path) -> bool:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the folder of `path`; renamed to `path` on success, removed on any failure.
+
+    Without `durable`, the data may not have reached the disk yet: for files that the caller removes again.
 
     Raises
     ------
@@ -61,8 +63,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = target.parent / f"{PART_PREFIX}{os.getpid()}-{target.name}"
     try:
         yield part
-        with part.open("rb+") as handle:
-            os.fsync(handle.fileno())
+        if durable:
+            with part.open("rb+") as handle:
+                os.fsync(handle.fileno())
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -17,10 +17,11 @@ from typing import IO, Any, cast
 
 from .atomic import atomic_file
 from .containers import MAX_META_BYTES, META, META_SCHEMA, WATERMARK, WATERMARK_BYTES
-from .errors import InvalidFile, OutputError, UsageError
+from .errors import OutputError, UsageError
 from .hashing import HashedStream
-from .tar_members import BLOCK, open_archive, read_members
-from .zstd_stream import PAYLOAD, decompress
+from .read_back import ReadBack
+from .tar_members import BLOCK, TarProblem, open_archive, read_members
+from .zstd_stream import PAYLOAD
 
 _TAR_RECORD = 20 * BLOCK
 _PIECE = 2**20
@@ -118,9 +119,9 @@ def _write(
             tar.write(bytes(BLOCK))
             options = {"level": 3, "write_checksum": True, "write_content_size": True}
             frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            with _Stoppable(plain, stop) as hashed:
-                pieces = cast("IO[bytes]", hashed)
-                _, payload_bytes = frame.copy_stream(pieces, tar, size=size, read_size=_PIECE)
+            with ReadBack(tar, part, follow=threads > 1) as written, _Stoppable(plain, stop) as hashed:
+                pieces, frames = cast("IO[bytes]", hashed), cast("IO[bytes]", written)
+                _, payload_bytes = frame.copy_stream(pieces, frames, size=size, read_size=_PIECE)
             tar.write(bytes(-payload_bytes % BLOCK))
             for extra in after:
                 _add(tar, *extra)
@@ -129,7 +130,8 @@ def _write(
             total = tar.tell()
             tar.seek(header_at)
             tar.write(_header(PAYLOAD, payload_bytes))
-        _read_back(part, Path(out), size)
+        if written.n_bytes != size or not _holds(part, payload_bytes):
+            raise OutputError(_differs(Path(out)))
     return {
         "h5ad_sha256": hashed.hexdigest(),
         "h5ad_bytes": size,
@@ -150,19 +152,13 @@ class _Stoppable(HashedStream):
         return super().read(size)
 
 
-def _read_back(part: Path, out: Path, size: int) -> None:
-    """Decompress what was written: the frame carries the checksum of what went in."""
-    n_bytes = 0
+def _holds(part: Path, payload_bytes: int) -> bool:
+    """Whether the archive, as it lies on the disk, has the payload with this size."""
     try:
         with open_archive(part) as stream:
-            payload = next(m for m in read_members(stream) if m.name == PAYLOAD)
-            stream.seek(payload.offset)
-            for piece in decompress(stream, payload.size, part):
-                n_bytes += len(piece)
-    except InvalidFile as error:
-        raise OutputError(_differs(out)) from error
-    if n_bytes != size:
-        raise OutputError(_differs(out))
+            return any(m.name == PAYLOAD and m.size == payload_bytes for m in read_members(stream))
+    except TarProblem:
+        return False
 
 
 def _differs(out: Path) -> str:

@@ -41,8 +41,11 @@ class CsrWriter:
         self.n_rows = 0
         self.n_stored = 0
 
-    def append(self, block: sp.csr_array | sp.csr_matrix | np.ndarray) -> None:
-        """Add rows. Stored zeros are dropped, column indices sorted. `block` is not modified."""
+    def append(self, block: sp.csr_array | sp.csr_matrix | np.ndarray) -> sp.csr_array:
+        """Add rows. Stored zeros are dropped, column indices sorted. `block` is not modified.
+
+        Returns the rows as they were written, which may be `block` itself.
+        """
         rows: Any = sp.csr_array(block)
         if rows.shape[1] != self._n_vars:
             raise ShapeError(f"a block has {rows.shape[1]:,} genes, the file {self._n_vars:,}.")
@@ -55,6 +58,7 @@ class CsrWriter:
         self._row_ends.append(rows.indptr[1:].astype(np.int64) + self.n_stored)
         self.n_rows += rows.shape[0]
         self.n_stored = stop
+        return rows
 
     def finish(self) -> None:
         """Write indptr and the encoding attributes."""
@@ -76,6 +80,7 @@ def write_h5ad_stream(
     uns: Mapping[str, Any] | None = None,
     dtype: Any = np.float32,
     compression: str | None = None,
+    durable: bool = True,
 ) -> Iterator[CsrWriter]:
     """An open writer for CSR rows; the file appears at `path` only when the block ends without an error.
 
@@ -88,6 +93,8 @@ def write_h5ad_stream(
         The obs index; `"0", "1", ...` when None.
     uns
         Nested dicts of scalars, text, None and arrays.
+    durable
+        Wait until the data are on the disk.
 
     Raises
     ------
@@ -96,7 +103,7 @@ def write_h5ad_stream(
     OutputError
         The disk is full or the folder cannot be written.
     """
-    with atomic_file(path) as part, hdf5_output(part) as (file, raw):
+    with atomic_file(path, durable=durable) as part, hdf5_output(part) as (file, raw):
         _root(file)
         writer = CsrWriter(file, len(genes), np.dtype(dtype), compression, raw)
         yield writer

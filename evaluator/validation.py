@@ -135,6 +135,7 @@ def validate(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     header_only: bool = False,
     progress: Progress | None = None,
+    scanned: ValueScan | None = None,
 ) -> ValidationReport:
     """Every problem of an entry or dataset under the rules of an edition. The input is never changed.
 
@@ -163,6 +164,8 @@ def validate(
         Make only the checks that need no value of X: genes, labels, panel, structure.
     progress
         Called with (rows done, rows in all).
+    scanned
+        The pass over X, where the caller wrote these very rows and looked at each; not to be given with `controls`.
 
     Returns
     -------
@@ -194,7 +197,7 @@ def validate(
         if opened is None:
             run.skip("genes, labels, panel and values", "the file could not be opened")
         else:
-            run.check(opened, block_bytes, progress, header_only=header_only)
+            run.check(opened, block_bytes, progress, header_only=header_only, scanned=scanned)
     issues = tuple(sort_issues(run.issues))
     return ValidationReport(not has_errors(issues), issues, run.facts, tuple(run.not_checked))
 
@@ -349,7 +352,13 @@ class _Run:
             self.issues += error.issues
 
     def check(
-        self, source: Source, block_bytes: int, progress: Progress | None, *, header_only: bool = False
+        self,
+        source: Source,
+        block_bytes: int,
+        progress: Progress | None,
+        *,
+        header_only: bool = False,
+        scanned: ValueScan | None = None,
     ) -> None:
         """All checks of an opened source: header first, then one pass over the values."""
         case: Case | None = None
@@ -363,6 +372,9 @@ class _Run:
             return
         if header_only:
             self.skip("values", "only the header was asked for")
+            return
+        if scanned is not None:
+            self.check_values(case, scanned, block_bytes)
             return
         scan: ValueScan | None = None
         with self.gathering(source.path):

@@ -18,6 +18,7 @@ from ..data_specs.labels import CONTROL
 from ..data_specs.normalize import median_total
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixMeta, StandardMeta
+from ..evaluator.checks.value_scan import ValueScan
 from ..evaluator.reference_files import PerturbationList
 from .control_pool import ControlPool
 from .emission import GUARD, EmissionReport, Space, amplify, choose_mode
@@ -279,10 +280,16 @@ class Build:
         if limit is not None and n_rows > limit:
             self.problems.add("E536", self.part.source, "", f"{n_rows:,} rows", f"at most {limit:,}")
 
-    def write(self, draft: Draft, path: Path, work: Path) -> dict[str, Any]:
-        """Write the h5ad of the draft; `work` is a folder for temporary files. Returns facts for the record."""
+    def write(
+        self, draft: Draft, path: Path, work: Path, *, threads: int = 1, durable: bool = True
+    ) -> tuple[dict[str, Any], ValueScan | None]:
+        """Write the h5ad of the draft.
+
+        `work` is a folder for temporary files; `threads` and `durable` as in `write_rows`. Returns facts for the
+        record, and what was seen of the values (None for mean profiles).
+        """
         if draft.means is not None and draft.predicted is not None:
-            return self._write_means(draft, path)
+            return self._write_means(draft, path), None
         with ExitStack() as stack:
             first: Rows | None = draft.predicted
             if draft.emitted is not None:
@@ -302,11 +309,15 @@ class Build:
                 obs = _obs(
                     parts, rules.perturbation_column, rules.control_label, with_context=rules.context_required
                 )
-            return facts | write_rows(path, parts, genes=self.genes, obs=obs, uns=uns)
+            cap = self.edition.panel.max_log1p
+            written, scan = write_rows(
+                path, parts, genes=self.genes, obs=obs, uns=uns, cap=cap, threads=threads, durable=durable
+            )
+            return facts | written, scan
 
     def _through_file(self, emitted: EmittedRows, work: Path, stack: ExitStack) -> FileRows:
         path = work / "emitted.h5ad"
-        write_rows(path, [emitted], genes=self.genes, obs={}, uns={})
+        write_rows(path, [emitted], genes=self.genes, obs={}, uns={}, durable=False)
         source = stack.enter_context(H5ad(path))
         everything = np.arange(source.n_obs)
         return FileRows(source, everything, np.arange(len(self.genes)), emitted.perturbation, emitted.context)

@@ -14,8 +14,10 @@ from ..data_specs.h5ad_columns import Labels
 from ..data_specs.h5ad_write import write_h5ad_stream
 from ..data_specs.normalize import lognormalize
 from ..data_specs.sources import Source
+from ..evaluator.checks.value_scan import ValueScan, ValueScanner
 from .control_pool import ControlPool
 from .emission import EmissionReport, GroupEmission, Mode, Space, amplify, group_seed
+from .following import Following
 
 MAX_POOL_CELLS = 4096
 # Scans and reorderings take several copies of a block.
@@ -214,11 +216,34 @@ def write_rows(
     genes: Sequence[str],
     obs: dict[str, np.ndarray],
     uns: dict[str, Any],
-) -> dict[str, int]:
-    """Write the rows of all parts, CSR float32; returns `n_rows` and `n_stored`."""
+    cap: float | None = None,
+    threads: int = 1,
+    durable: bool = True,
+) -> tuple[dict[str, int], ValueScan]:
+    """Write the rows of all parts, CSR float32.
+
+    Parameters
+    ----------
+    cap
+        As that of `scan_values`.
+    threads
+        With more than one, the rows are looked at in a thread of their own.
+    durable
+        As that of `write_h5ad_stream`.
+
+    Returns
+    -------
+    `n_rows` and `n_stored`; and what a pass over the values of the written file would find.
+    """
     columns = {name: Labels.from_values(values) for name, values in obs.items()}
-    with write_h5ad_stream(path, genes=genes, obs=columns, uns=uns) as writer:
+    n_rows = sum(len(part.perturbation) for part in parts)
+    scanner = ValueScanner(n_rows, len(genes), np.dtype(np.float32), cap=cap)
+    with (
+        write_h5ad_stream(path, genes=genes, obs=columns, uns=uns, durable=durable) as writer,
+        Following(scanner.add, waiting=2 if threads > 1 else 0) as look,
+    ):
         for part in parts:
             for block in part.blocks():
-                writer.append(sp.csr_array(block, dtype=np.float32))
-    return {"n_rows": writer.n_rows, "n_stored": writer.n_stored}
+                start = writer.n_rows
+                look.at(writer.append(sp.csr_array(block, dtype=np.float32)), start)
+    return {"n_rows": writer.n_rows, "n_stored": writer.n_stored}, scanner.scan

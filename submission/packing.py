@@ -335,9 +335,9 @@ def _written(
     threads: int,
 ) -> PackResult:
     inner, edition = work / f"{target.stem}.h5ad", build.edition
-    record["result"] = build.write(draft, inner, work)
-    record["emission"] = [report.to_json() for report in draft.reports()]
     boxed = target.suffix.lower() == ".vcc"
+    record["result"], scanned = build.write(draft, inner, work, threads=threads, durable=not boxed)
+    record["emission"] = [report.to_json() for report in draft.reports()]
     ready, stop = (work / target.name if boxed else inner), threading.Event()
 
     def write() -> dict[str, Any] | None:
@@ -352,6 +352,7 @@ def _written(
             perts=inputs.perts,
             contexts=build.contexts,
             block_bytes=PACK_BLOCK_BYTES,
+            scanned=scanned,
         )
         issues = tuple(_renamed(issue, inner, target) for issue in report.issues)
         errors = [issue for issue in issues if issue.severity == "error"]

@@ -109,21 +109,36 @@ def scan_values(
     on_rows
         Called with the cleaned rows of every block that has values.
     """
-    scan = ValueScan(source.n_obs, cap)
-    projection = row_projection(source.n_vars)
-    step = DETECTION_FRACTION
-    if source.matrix.dtype.kind == "f" and source.matrix.dtype.itemsize <= 4:
-        step = float(np.float32(DETECTION_FRACTION))
     dense = source.matrix.storage == "dense"
+    scanner = ValueScanner(source.n_obs, source.n_vars, source.matrix.dtype, cap=cap, count_zeros=not dense)
     for block in source.row_blocks(max_bytes=block_bytes, canonical=False):
-        rows = block.matrix
-        if rows.nnz:
-            clean = _add_block(scan, rows, block.start, projection, step, count_zeros=not dense)
-            if on_rows is not None and clean is not None:
-                on_rows(clean, block.start)
+        clean = scanner.add(block.matrix, block.start)
+        if on_rows is not None and clean is not None:
+            on_rows(clean, block.start)
         if progress is not None:
             progress(block.stop, source.n_obs)
-    return scan
+    return scanner.scan
+
+
+class ValueScanner:
+    """Fills `scan` block by block, for callers that have the rows in their hands. `dtype` is that of the file."""
+
+    def __init__(
+        self, n_obs: int, n_vars: int, dtype: np.dtype, *, cap: float | None = None, count_zeros: bool = True
+    ):
+        self.scan = ValueScan(n_obs, cap)
+        self._projection, self._count_zeros = row_projection(n_vars), count_zeros
+        single = dtype.kind == "f" and dtype.itemsize <= 4
+        self._step = float(np.float32(DETECTION_FRACTION)) if single else DETECTION_FRACTION
+
+    def add(self, rows: sp.csr_array, start: int) -> sp.csr_array | None:
+        """Add rows, the first of them row `start`; makes them canonical in place.
+
+        Returns the cleaned rows, float64; None when there are no values.
+        """
+        if not rows.nnz:
+            return None
+        return _add_block(self.scan, rows, start, self._projection, self._step, count_zeros=self._count_zeros)
 
 
 def row_projection(n_vars: int) -> np.ndarray:
@@ -136,22 +151,22 @@ def row_projection(n_vars: int) -> np.ndarray:
 def _add_block(
     scan: ValueScan, rows: sp.csr_array, start: int, projection: np.ndarray, step: float, *, count_zeros: bool
 ) -> sp.csr_array | None:
+    n_before, low = rows.nnz, rows.data.min()
     # A smallest value above zero proves that there are no zeros, several times faster than counting them.
-    if count_zeros and not rows.data.min() > 0:
+    if count_zeros and not low > 0:
         scan.n_stored_zeros += int(np.count_nonzero(rows.data == 0))
-    n_before = rows.nnz
     rows.sum_duplicates()
     scan.n_duplicates += n_before - rows.nnz
-    if rows.nnz and not rows.data.min() > 0:
+    if rows.nnz < n_before or not low > 0:
         rows.eliminate_zeros()
     if not rows.nnz:
         return None
     data = rows.data.astype(np.float64)
-    _add_bad_values(scan, rows, data, start)
+    high = _add_bad_values(scan, rows, data, start)
     stop = start + len(rows.indptr) - 1
     scan.n_values += rows.nnz
     scan.n_detected[start:stop] = np.diff(rows.indptr)
-    scan.maximum = max(scan.maximum, float(data.max()))
+    scan.maximum = max(scan.maximum, high)
     clean = sp.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         sums = clean @ projection
@@ -165,30 +180,36 @@ def _add_block(
     return clean
 
 
-def _add_bad_values(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start: int) -> None:
-    """Count NaN, infinite, negative, too large and inexact values; what is not finite becomes 0 in `data`."""
-    low, high = data.min(), data.max()
+def _add_bad_values(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start: int) -> float:
+    """Count NaN, infinite, negative, too large and inexact values; what is not finite becomes 0 in `data`.
+
+    Returns the largest of `data`.
+    """
+    low, high = float(rows.data.min()), float(rows.data.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         scan.nan.add(np.isnan(data), rows, data, start)
         scan.infinite.add(np.isinf(data), rows, data, start)
         data[~np.isfinite(data)] = 0.0
-        low, high = data.min(), data.max()
+        low, high = float(data.min()), float(data.max())
     if low < 0:
         scan.negative.add(data < 0, rows, data, start)
     if scan.cap is not None and high >= scan.cap:
         scan.above_cap.add(data >= scan.cap, rows, data, start)
     if high > 2**24:
         scan.inexact.add(data > 2**24, rows, data, start)
+    return high
 
 
 def _add_fractions(scan: ValueScan, rows: sp.csr_array, data: np.ndarray, start: int, step: float) -> None:
-    lengths, whole = np.diff(rows.indptr), np.trunc(data)
-    all_whole = np.array_equal(whole, data)
-    if all_whole and data.min() > 0:
+    lengths = np.diff(rows.indptr)
+    # The values as stored are half as long; NaN equals nothing, so what is not finite goes the careful way.
+    if bool((np.trunc(rows.data) == rows.data).all()) and data.min() > 0:
         # Positive whole numbers sum to more than their number where one of them is 2 or more.
         stop = start + len(lengths)
         scan.whole_rows[start:stop] = scan.totals[start:stop] > lengths
         return
+    whole = np.trunc(data)
+    all_whole = np.array_equal(whole, data)
     filled = np.flatnonzero(lengths)
     segments = rows.indptr[:-1][filled]
     has_odd = np.zeros(len(filled), dtype=bool)

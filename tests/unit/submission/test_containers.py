@@ -17,6 +17,7 @@ from vcbench.data_specs import container_write, containers, temporary, zstd_stre
 from vcbench.data_specs.container_write import write_vcc2025
 from vcbench.data_specs.containers import container_issues, open_entry
 from vcbench.data_specs.errors import InvalidFile, OutputError
+from vcbench.data_specs.read_back import ReadBack
 from vcbench.data_specs.tar_members import Member, TarProblem, read_members
 
 MARK = ("watermark.txt", b"vcc-prep")
@@ -393,10 +394,22 @@ def test_full_disk_while_writing_the_container_leaves_nothing(plain, tmp_path, m
 
 
 def test_container_that_does_not_read_back_is_refused(plain, tmp_path, monkeypatch):
-    def damaged(*arguments):
-        yield from list(zstd_stream.decompress(*arguments))[:-1]
+    write = ReadBack.write
 
-    monkeypatch.setattr(container_write, "decompress", damaged)
+    def damaged(stream, data):
+        flipped = bytearray(data)
+        flipped[-3] ^= 1
+        return write(stream, flipped)
+
+    monkeypatch.setattr(ReadBack, "write", damaged)
+    for threads in (1, 2):
+        with pytest.raises(OutputError, match="read back"):
+            write_vcc2025(plain, tmp_path / "a.vcc", threads=threads)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_loses_its_payload_is_refused(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(container_write, "_header", lambda name, size: bytes(512))
     with pytest.raises(OutputError, match="read back"):
         write_vcc2025(plain, tmp_path / "a.vcc")
     assert list(tmp_path.iterdir()) == []

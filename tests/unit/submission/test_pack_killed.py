@@ -22,7 +22,7 @@ def stop(*a, **k):
 if step == "rows":
     packing.validate = stop
 elif step == "container":
-    container_write._read_back = stop
+    container_write._holds = stop
 else:
     packing.entry_card = stop
 packing.pack(sys.argv[3], "vcc2026", out=sys.argv[4], genes=sys.argv[5], perts=sys.argv[6], controls=sys.argv[7],
