@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ import pandas as pd
 from ..data_specs.atomic import write_text
 from ..data_specs.errors import UnknownName, UsageError
 from .scorecard import Better, ScoreCard, read_scorecard
+
+if TYPE_CHECKING:
+    from .uncertainty.paired import PairedMetric
 
 KEYS = ["context", "perturbation"]
 PERFECT = "perfect"
@@ -217,6 +221,39 @@ def compare(
     if applies(entries):
         boards.append(generalist_board(entries))
     return boards
+
+
+def paired_metrics(entries: Sequence[Entry], *, columns: Sequence[str] | None = None) -> list[PairedMetric]:
+    """The first of two entries minus the second in every metric (or those of `columns`), paired over perturbations.
+
+    Raises
+    ------
+    UsageError
+        Not two entries, or one without rows.
+    UnknownName
+        A metric that the ScoreCards do not have.
+    """
+    from .uncertainty.paired import compare_paired
+
+    if len(entries) != 2 or any(entry.imported for entry in entries):
+        raise UsageError(
+            f"a paired comparison takes two entries scored by vcbench; {len(entries)} were given."
+        )
+    first, second = entries
+    for name in columns or ():
+        if name not in first.card.metrics:
+            raise UnknownName("metric", name, list(first.card.metrics), "vcbench list metrics")
+    return compare_paired(
+        first.table,
+        second.table,
+        {name: first.card.metrics[name] for name in columns or first.card.metrics},
+        by_context=first.card.edition == "vcc2026",
+    )
+
+
+def paired_frame(metrics: Sequence[PairedMetric]) -> pd.DataFrame:
+    """One row per metric with all its fields."""
+    return pd.DataFrame([asdict(metric) for metric in metrics])
 
 
 def _overall_board(entries: Sequence[Entry]) -> Leaderboard:
