@@ -53,6 +53,11 @@ class JoinedSource:
         self.matrix = MatrixInfo(first.matrix.storage, first.matrix.dtype, (n_obs, first.n_vars), n_stored)
 
     @property
+    def location(self) -> str:
+        """Where the parts' matrices are in their files: that of the first part."""
+        return self._sources[0].location
+
+    @property
     def n_obs(self) -> int:
         return self.matrix.shape[0]
 

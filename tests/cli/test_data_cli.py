@@ -44,7 +44,8 @@ def test_list_and_show(capsys):
 
 def test_check_exit_codes(capsys, tmp_path):
     path = standard_h5ad(tmp_path / "a.h5ad")
-    assert call_json(capsys, "check", path) == (0, {"valid": True, "issues": []})
+    clean = {"valid": True, "checked_as": "standard", "candidates": [], "issues": []}
+    assert call_json(capsys, "check", path) == (0, clean)
     with h5py.File(path, "r+") as file:
         file["X/data"][0] = -1
     before = path.read_bytes()
