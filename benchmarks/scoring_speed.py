@@ -228,20 +228,22 @@ def linear(bench: Bench) -> list[Row]:
     """Time per stored value (both sides) as panels grow."""
     import h5py
 
-    rows = []
-    for panel in ("eighth", "context", "30 perturbations", "300 perturbations"):
-        [row] = alternately({panel: bench.ours(panel)}, 1 if panel == "context" else bench.rounds)
+    def stored(panel: str) -> int:
         n_stored = 0
         for side in ("real", "pred"):
             with h5py.File(bench.panel(panel) / f"{side}.h5ad") as file:
                 n_stored += len(file["X/data"])
-        rows.append(
-            row
-            | {
-                "wall_ns": float(row["wall"] or 0) / n_stored * 1e9,
-                "cpu_ns": float(row["cpu"] or 0) / n_stored * 1e9,
-            }
-        )
+        return n_stored
+
+    small = ("eighth", "30 perturbations", "300 perturbations")
+    rows = alternately({panel: bench.ours(panel) for panel in small}, bench.rounds)
+    rows[1:1] = alternately({"context": bench.ours("context")}, 1)
+    for row in rows:
+        n_stored = stored(str(row["what"]))
+        row |= {
+            "wall_ns": float(row["wall"] or 0) / n_stored * 1e9,
+            "cpu_ns": float(row["cpu"] or 0) / n_stored * 1e9,
+        }
     return rows
 
 
