@@ -6,12 +6,17 @@ import click
 from vcbench.evaluator.cli import cli
 
 
-def parse(line):
-    """Parse a command line as click would, without converting values or running anything."""
+def parse(line, *, complete=True):
+    """Parse a command line as click would, without converting values or running anything.
+
+    Without `complete` it may lack required arguments, or the command of a group.
+    """
     words = shlex.split(line)
     assert words[0] == "vcbench", line
     command, context, args = cli, click.Context(cli, info_name="vcbench"), words[1:]
     while isinstance(command, click.Group):
+        if not args and not complete:
+            return
         found = command.get_command(context, args[0]) if args else None
         assert found is not None, f"{line!r} names no command"
         command, args = found, args[1:]
@@ -20,7 +25,7 @@ def parse(line):
     assert not rest, f"{line!r}: {rest} is left over"
     for parameter in command.params:
         given = values.get(parameter.name)
-        if parameter.required:
+        if parameter.required and complete:
             assert isinstance(given, (str, tuple, list)) and given, f"{line!r} lacks {parameter.name}"
         if isinstance(parameter.type, click.Choice) and isinstance(given, str):
             assert given in parameter.type.choices, f"{line!r}: {given!r} is no choice of {parameter.name}"
