@@ -1,9 +1,10 @@
 """The DE table of one side in memory, by one tool: median wall and CPU seconds of several runs as JSON.
 
-Usage: scoring_de.py vcbench|illico|pdex REAL.h5ad ROUNDS
+Usage: scoring_de.py vcbench|illico|pdex REAL.h5ad ROUNDS [DEVICE]
 
 Every tool gets float64 log1p(y / (L / 1e6)) as CSR, made before the clock starts, two threads, and one warm-up
 run. Only ranks, p-values and fold changes are timed; the peers take the values as they are (`is_log1p=False`).
+DEVICE (vcbench): where rank sums are taken, as in `vcbench score --device`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ THREADS = 2
 def main() -> None:
     tool, path, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     matrix, labels, genes = load(path)
-    job = {"vcbench": ours, "illico": illico, "pdex": pdex}[tool](matrix, labels, genes)
+    device = sys.argv[4] if len(sys.argv) > 4 else "cpu"
+    if tool == "vcbench":
+        job = ours(matrix, labels, genes, device)
+    else:
+        job = {"illico": illico, "pdex": pdex}[tool](matrix, labels, genes)
     job()
     figures = []
     for _ in range(rounds):
@@ -58,11 +63,10 @@ def load(path: str) -> tuple[sp.csr_array, np.ndarray, np.ndarray]:
     return sp.csr_array((values, indices, indptr), shape=(len(labels), len(genes))), labels, genes
 
 
-def ours(matrix: sp.csr_array, labels: np.ndarray, genes: np.ndarray):
+def ours(matrix: sp.csr_array, labels: np.ndarray, genes: np.ndarray, device: str):
     """Counting, gathering, ranks, p-values, adjustment and fold changes."""
     from vcbench.evaluator.kernels.blocks import count_genes
-    from vcbench.evaluator.kernels.gene_major import GeneMajorBuffer
-    from vcbench.evaluator.kernels.ranksum import rank_sums
+    from vcbench.evaluator.kernels.rank_buffer import rank_buffer
     from vcbench.evaluator.vcc2026.de import adjust, rank_sum_p
 
     names = [*sorted(set(labels) - {CONTROL}), CONTROL]
@@ -72,12 +76,18 @@ def ours(matrix: sp.csr_array, labels: np.ndarray, genes: np.ndarray):
         groups = np.array([position[label] for label in labels])
         sizes = np.bincount(groups)
         stored = count_genes(matrix.indices, matrix.indptr, groups, len(genes), THREADS)
-        buffer = GeneMajorBuffer(
-            stored, 0, len(genes), dtype=matrix.data.dtype, n_groups=len(names), threads=THREADS
+        buffer = rank_buffer(
+            stored,
+            0,
+            len(genes),
+            dtype=matrix.data.dtype,
+            n_groups=len(names),
+            threads=THREADS,
+            device=device,
         )
         buffer.add(matrix, groups)
         control = len(names) - 1
-        two_u, ties = rank_sums(buffer.columns(), sizes, control, threads=THREADS)
+        two_u, ties = buffer.rank_sums(sizes, control)
         p = rank_sum_p(two_u[:-1], ties[:-1], sizes[:-1, None], int(sizes[-1]))
         indicator = sp.csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
         means = (indicator @ matrix).toarray() / sizes[:, None]

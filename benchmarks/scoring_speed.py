@@ -1,12 +1,12 @@
 """Scoring time, CPU time and peak memory, beside the official tools and rank-sum libraries, as a table and a plot.
 
-Usage: scoring_speed.py FOLDER [--official PYTHON] [--parts pair,de,context,linear,header] [--rounds N]
-                        [--results benchmarks/results/scoring_speed]
+Usage: scoring_speed.py FOLDER [--official PYTHON] [--parts pair,de,context,linear,header,device] [--rounds N]
+                        [--device cuda] [--results benchmarks/results/scoring_speed]
 
 FOLDER takes the panels (made where they are missing; the whole 2026 context needs 10 GB). PYTHON is an interpreter with
 cell-eval 0.8.2, cell-eval2 0.20.0, pdex 0.3.0 and illico 0.6.0; without it the peers are left out, visibly. The two
 sides of a pair run alternately; medians are reported. Kernels are compiled by a small panel first. Results of parts
-that are not run again are kept.
+that are not run again are kept. The part `device` compares `--device` with the CPU and is only run when named.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--official", metavar="PYTHON")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default=",".join(part for part in PARTS if part != "device"))
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "scoring_speed")
     args = parser.parse_args()
     stored = args.results.with_suffix(".json")
     found = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
-    bench = Bench(args.folder, args.official, args.rounds)
+    bench = Bench(args.folder, args.official, args.rounds, args.device)
     bench.compile_kernels()
     for part in args.parts.split(","):
         found[part] = PARTS[part](bench)
@@ -62,8 +63,8 @@ def main() -> None:
 class Bench:
     """Panels and timed runs."""
 
-    def __init__(self, folder: Path, official: str | None, rounds: int):
-        self.folder, self.official, self.rounds = folder, official, rounds
+    def __init__(self, folder: Path, official: str | None, rounds: int, device: str = "cuda"):
+        self.folder, self.official, self.rounds, self.device = folder, official, rounds, device
 
     def panel(self, name: str) -> Path:
         """The folder of a panel, made when it is missing."""
@@ -266,7 +267,29 @@ def header(bench: Bench) -> list[Row]:
     return alternately({"header only": [*command, "--dry-run"], "all values": command}, bench.rounds)
 
 
-PARTS = {"pair": pair, "de": de, "context": context, "linear": linear, "header": header}
+def device(bench: Bench) -> list[Row]:
+    """Rank sums by `--device` beside the CPU: DE tables in memory, and one whole context."""
+    rows: list[Row] = []
+    for panel in ("M", "wide"):
+        for name in ("cpu", bench.device):
+            path = str(bench.panel(panel) / "real.h5ad")
+            command = [sys.executable, str(HERE / "scoring_de.py"), "vcbench", path, str(bench.rounds), name]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append({"what": f"{name}, DE of {panel}", **json.loads(text.splitlines()[-1])})
+    commands = {
+        f"{name}, whole context": bench.ours("context", "--device", name) for name in ("cpu", bench.device)
+    }
+    return rows + alternately(commands, bench.rounds)
+
+
+PARTS = {
+    "pair": pair,
+    "de": de,
+    "context": context,
+    "linear": linear,
+    "header": header,
+    "device": device,
+}
 COLUMNS = {
     "what": "",
     "wall": "wall s",

@@ -96,6 +96,13 @@ threads_option = _option(
     default=None,
     help="Threads; default: the CPUs this process may use.",
 )
+scoring_device_option = _option(
+    "--device",
+    metavar="cpu|cuda|cuda:N|auto|torch-cpu",
+    default="cpu",
+    show_default=True,
+    help="Where rank sums are taken; the numbers are the same. torch-cpu: the GPU's code on the CPU.",
+)
 dry_run_option = _option("--dry-run", is_flag=True, help="Check and estimate, write nothing.")
 
 

@@ -21,6 +21,7 @@ from ..data_specs.cli_support import (
     note,
     out_option,
     quiet_option,
+    scoring_device_option,
     seed_option,
     shown_progress,
     threads_option,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 @seed_option
 @threads_option
 @memory_option
+@scoring_device_option
 @dry_run_option
 @out_option(required=False, help="Folder for the ScoreCard and its tables.")
 @force_option
@@ -105,6 +107,7 @@ def score(
     seed: int,
     threads: int | None,
     memory: int | None,
+    device: str,
     dry_run: bool,
     out: str | None,
     force: bool,
@@ -155,6 +158,7 @@ def score(
             seed=seed,
             threads=threads,
             memory=memory,
+            device=device,
             intervals=not no_intervals,
             progress=show,
         )

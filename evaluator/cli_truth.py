@@ -19,6 +19,7 @@ from ..data_specs.cli_support import (
     memory_option,
     out_option,
     quiet_option,
+    scoring_device_option,
     shown_progress,
     threads_option,
 )
@@ -126,6 +127,7 @@ def truth() -> None:
 )
 @threads_option
 @memory_option
+@scoring_device_option
 @dry_run_option
 @force_option
 @quiet_option
@@ -154,6 +156,7 @@ def build(
     target_map: str | None,
     threads: int | None,
     memory: int | None,
+    device: str,
     dry_run: bool,
     force: bool,
     quiet: bool,
@@ -209,6 +212,7 @@ def build(
             target_map=target_map,
             threads=threads,
             memory=memory,
+            device=device,
             force=force,
             progress=show,
         )

@@ -41,6 +41,8 @@ class ScoreOptions:
         Target size of one block of rows. Results do not depend on it.
     memory
         Memory budget in bytes for the values held at a time; None: about 4 GiB of them. Results do not depend on it.
+    device
+        Where rank sums are taken: `cpu` (numba), `cuda`, `cuda:N`, `auto` or `torch-cpu`. Results do not depend on it.
     references
         What an overall score needs beyond the truth, by name (for example the baseline's aggregate file).
     no_target_genes
@@ -59,6 +61,7 @@ class ScoreOptions:
     threads: int | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
     memory: int | None = None
+    device: str = "cpu"
     references: Mapping[str, Any] = field(default_factory=dict)
     no_target_genes: bool = False
     target_map: Mapping[str, str | None] | None = None

@@ -23,6 +23,7 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..data_specs.standard import MatrixKind
+from .kernels.devices import checked_device
 from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
@@ -71,6 +72,7 @@ def score(
     threads: int | None = None,
     block_bytes: int | None = None,
     memory: int | None = None,
+    device: str = "cpu",
     references: Mapping[str, Any] | None = None,
     no_target_genes: bool = False,
     target_map: Mapping[str, str | None] | None = None,
@@ -94,7 +96,7 @@ def score(
         See `ScoreOptions`.
     name
         Name of the entry in tables; the file's stem when None.
-    threads, memory, block_bytes
+    threads, memory, block_bytes, device
         See `ScoreOptions`; results depend on none of them.
     references
         What an overall score needs beyond the truth; see the edition.
@@ -134,6 +136,7 @@ def score(
         threads=threads,
         block_bytes=bytes_per_block(memory) if block_bytes is None else block_bytes,
         memory=memory,
+        device=checked_device(device),
         references=dict(references or {}),
         no_target_genes=no_target_genes,
         target_map=target_map,

@@ -11,6 +11,7 @@ from ..data_specs.errors import OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.specs import load_edition
 from ..data_specs.standard import MatrixKind
+from .kernels.devices import checked_device
 from .memory import block_bytes
 from .profiles import resolve_profile
 from .score_options import ScoreOptions
@@ -61,6 +62,7 @@ def build_truth(
     target_map: PathLike | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -78,8 +80,8 @@ def build_truth(
         2025 and cell-eval: score one half of the real cells against the other.
     base_seed
         Seed of splits, halves and drawn baselines.
-    threads, memory
-        Threads, and memory budget in bytes; the bundle depends on neither.
+    threads, memory, device
+        Threads, memory budget in bytes, and where rank sums are taken; the bundle depends on none of them.
 
     Raises
     ------
@@ -111,6 +113,7 @@ def build_truth(
         threads=threads,
         block_bytes=block_bytes(memory),
         memory=memory,
+        device=checked_device(device),
         no_target_genes=no_target_genes,
         target_map=None if target_map is None else _read_map(target_map),
     )

@@ -9,9 +9,9 @@ import scipy.sparse as sp
 from numba import prange
 
 from ..kernels.blocks import count_genes, first_entry, gene_chunks
-from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
+from ..kernels.gene_major import gene_blocks
 from ..kernels.jit import compiled
-from ..kernels.ranksum import rank_sums
+from ..kernels.rank_buffer import rank_buffer, values_at_a_time
 from ..kernels.threads import numba_threads
 from ..memory import column_bytes
 from .rules import Rules
@@ -85,18 +85,19 @@ def measure(
     two_u = np.empty(shape, dtype=np.int64)
     ties = np.empty(shape, dtype=np.int64)
     budget = column_bytes(side.memory) if gather_bytes is None else gather_bytes
-    max_values = max(1, budget // (dtype.itemsize + code_dtype(len(sizes)).itemsize))
+    max_values = values_at_a_time(budget, dtype, len(sizes), side.device)
     for start, stop in gene_blocks(stored, max_values=max_values):
-        buffer = GeneMajorBuffer(stored, start, stop, dtype=dtype, n_groups=len(sizes), threads=threads)
+        buffer = rank_buffer(
+            stored, start, stop, dtype=dtype, n_groups=len(sizes), device=side.device, threads=threads
+        )
         for _, rows, groups in side.blocks():
             if start == 0:
                 add_means(rows, groups)
             buffer.add(rows, groups)
         part = slice(start, stop)
-        columns = buffer.columns()
-        two_u[:, part], ties[:, part] = rank_sums(columns, sizes, side.control, threads=threads)
+        two_u[:, part], ties[:, part] = buffer.rank_sums(sizes, side.control)
         # The next buffer must not stand beside this one.
-        del buffer, columns
+        del buffer
     exact = sums / sizes[:, None]
     bulk = exact.astype(dtype)
     de_mean = row_order if in_row_order else bulk

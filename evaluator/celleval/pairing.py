@@ -265,5 +265,7 @@ def _open_side(
     problems = checks.scale_issues(source, scale)
     if problems:
         return None, problems, []
-    side = Side(role, source, targets, groups, scan, scale, options.block_bytes, options.memory)
+    side = Side(
+        role, source, targets, groups, scan, scale, options.block_bytes, options.memory, options.device
+    )
     return side, [], checks.declared_kind_warning(source, scale)

@@ -28,6 +28,8 @@ class Side:
         What the values look like and how they become log1p values.
     memory
         The caller's budget in bytes.
+    device
+        Where rank sums are taken; see `kernels.devices`.
     counted
         Whether the scan's stored values per gene are those of the rows in `groups`.
     """
@@ -40,6 +42,7 @@ class Side:
     scale: Scale
     block_bytes: int
     memory: int | None = None
+    device: str = "cpu"
     counted: bool = True
 
     @property

@@ -215,6 +215,7 @@ class _Run:
             threads=o.threads,
             block_bytes=o.block_bytes,
             memory=o.memory,
+            device=o.device,
             references=o.references,
             no_target_genes=o.no_target_genes,
             target_map=o.target_map,

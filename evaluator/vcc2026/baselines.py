@@ -108,7 +108,7 @@ def tiled_side(response: Response, real: RealSide, *, need_de: bool, threads: in
         real.context, tuple(str(s) for s in sizes), real.genes, real.bulks, real.control, real.de
     )
     side = measure_pred(
-        Cells(source, groups.astype(np.int64), memory=real.control.memory),
+        Cells(source, groups.astype(np.int64), memory=real.control.memory, device=real.control.device),
         stand_in,
         need_de=need_de,
         threads=threads,

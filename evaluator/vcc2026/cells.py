@@ -59,7 +59,8 @@ class ValueCheck:
 class Cells:
     """The rows of `source` whose group code is not negative; `groups` is int64, shape (n_obs,).
 
-    `memory` is the caller's budget in bytes; `on_rows` is called with (rows done, rows in all) while blocks are read;
+    `memory` is the caller's budget in bytes, `device` where rank sums are taken (`kernels.devices`); `on_rows` is
+    called with (rows done, rows in all) while blocks are read;
     `check` is None when the values are known to be counts.
     """
 
@@ -69,6 +70,7 @@ class Cells:
     memory: int | None = None
     on_rows: OnRows | None = None
     check: ValueCheck | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if len(self.groups) != self.source.n_obs:

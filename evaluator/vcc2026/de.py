@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ...data_specs.errors import MetricError
-from ..kernels.gene_major import GeneMajorBuffer, code_dtype, gene_blocks
-from ..kernels.ranksum import GeneColumns, rank_sums
+from ..kernels.gene_major import gene_blocks
+from ..kernels.rank_buffer import RankBuffer, rank_buffer, values_at_a_time
 from ..kernels.threads import numba_threads
 from ..memory import column_bytes
 from .bulks import FirstPass, first_pass
@@ -90,14 +90,15 @@ def de_table(
         first = first_pass(parts, len(n_cells), mean_cpm.shape[1], with_counts=True, threads=threads)
     p_value = np.empty((control, len(genes)))
     done = 0
-    for columns in _column_blocks(parts, first, genes, len(n_cells), budget_bytes, on_block, threads):
-        two_u, ties = rank_sums(columns, n_cells, control, threads=threads)
-        block = slice(done, done + columns.n_genes)
+    for buffer in _gene_buffers(parts, first, genes, len(n_cells), budget_bytes, on_block, threads):
+        two_u, ties = buffer.rank_sums(n_cells, control)
+        block = slice(done, done + two_u.shape[1])
         p_value[:, block] = rank_sum_p(
             two_u[:control], ties[:control], n_cells[:control, None], int(n_cells[control])
         )
-        done += columns.n_genes
-        del columns
+        done = block.stop
+        # The next buffer must not stand beside this one.
+        del buffer
     fold = np.log2(
         (mean_cpm[:control, genes] + FOLD_CHANGE_EPSILON) / (mean_cpm[control, genes] + FOLD_CHANGE_EPSILON)
     )
@@ -138,7 +139,7 @@ def adjust(p_value: np.ndarray) -> np.ndarray:
     return out
 
 
-def _column_blocks(
+def _gene_buffers(
     parts: Sequence[Cells],
     first: FirstPass,
     genes: np.ndarray,
@@ -146,17 +147,25 @@ def _column_blocks(
     budget_bytes: int | None,
     on_block: OnBlock | None,
     threads: int | None,
-) -> Iterator[GeneColumns]:
-    """log1p of counts per million of the wanted genes, or their ranks, gene-major, as many as the budget holds."""
+) -> Iterator[RankBuffer]:
+    """log1p of counts per million of the wanted genes, or their ranks, as many genes at a time as the budget holds."""
     counts = [part for part in first.counts if part is not None]
     tables = rank_tables(counts) if len(counts) == len(parts) else None
     dtype = np.dtype(np.float64 if tables is None else np.uint32)
-    per_value = dtype.itemsize + code_dtype(n_groups).itemsize
+    device = parts[0].device
     stored = first.stored[genes]
     budget = column_bytes(parts[0].memory) if budget_bytes is None else budget_bytes
-    for start, stop in gene_blocks(stored, max_values=max(1, budget // per_value)):
-        buffer = GeneMajorBuffer(
-            stored, start, stop, dtype=dtype, n_groups=n_groups, threads=threads, genes=genes
+    max_values = values_at_a_time(budget, dtype, n_groups, device)
+    for start, stop in gene_blocks(stored, max_values=max_values):
+        buffer = rank_buffer(
+            stored,
+            start,
+            stop,
+            dtype=dtype,
+            n_groups=n_groups,
+            device=device,
+            threads=threads,
+            genes=genes,
         )
         for number, part in enumerate(parts):
             for block, (rows, codes) in enumerate(part.blocks()):
@@ -168,10 +177,8 @@ def _column_blocks(
                 else:
                     with numba_threads(threads) as n_threads:
                         buffer.add(tables[number].ranked(block, rows, n_threads), codes)
-        columns = buffer.columns()
+        yield buffer
         del buffer
-        yield columns
-        del columns
 
 
 def _ranked_values(rows: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
