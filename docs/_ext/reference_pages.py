@@ -42,7 +42,11 @@ def issue_page() -> str:
 def copied_pages() -> dict[str, str]:
     """Markdown files of the checkout that get a page: path from the root to path below `docs/generated`."""
     results = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
-    return {f"benchmarks/results/{path.name}": f"benchmarks/{path.name}" for path in results}
+    models = sorted((ROOT / "baselines").glob("*/README.md"))
+    return {
+        **{f"benchmarks/results/{path.name}": f"benchmarks/{path.name}" for path in results},
+        **{f"baselines/{path.parent.name}/README.md": f"models/{path.parent.name}.md" for path in models},
+    }
 
 
 def reference_pages() -> dict[str, str]:

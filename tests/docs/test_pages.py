@@ -36,21 +36,47 @@ def page_params():
 
 @pytest.fixture
 def clean_process(monkeypatch, tmp_path):
-    """Work in an empty folder; modules and paths that a page brings leave with it."""
+    """Work in an empty folder; modules, paths, metrics and models that a page brings leave with it."""
+    from vcbench.baselines import registry
+    from vcbench.evaluator.metrics import spec
+
     modules, paths = set(sys.modules), list(sys.path)
+    tables = [spec.FAMILIES, registry.BASELINES, registry.DEEP]
+    copies = [dict(table) for table in tables]
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.path[:] = paths
-    for added in set(sys.modules) - modules:
-        if str(tmp_path) in (getattr(sys.modules[added], "__file__", None) or ""):
-            del sys.modules[added]
+    for table, copy in zip(tables, copies, strict=True):
+        table.clear()
+        table.update(copy)
+    added = {name for name in set(sys.modules) - modules if str(tmp_path) in str(sys.modules[name])}
+    for key in [key for key, metric in spec._REGISTRY.items() if metric.compute.__module__ in added]:
+        del spec._REGISTRY[key]
+    for module in added:
+        del sys.modules[module]
+
+
+@pytest.fixture
+def one_thread():
+    """Small networks gain nothing from a second thread, and lose much where the machine is busy."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("page", list(page_params()))
-def test_commands_run(page, clean_process):
+def test_commands_run(page, clean_process, request):
     needed = front_matter(page).get("needs")
     if needed and importlib.util.find_spec(needed) is None:
         pytest.skip(f"{name(page)} needs {needed}")
+    if needed == "torch":
+        request.getfixturevalue("one_thread")
     run = PageRun(clean_process)
     for block in read_blocks(page):
         run.run(block)
