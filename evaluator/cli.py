@@ -45,6 +45,10 @@ COMMANDS = {
         "vcbench.evaluator.cli_probe:probe",
         "Apply documented exploits to an entry, show how the scores move, and flag what looks like one.",
     ),
+    "calibrate": (
+        "vcbench.evaluator.cli_calibrate:calibrate",
+        "Find out which metrics can tell predictions apart on a dataset.",
+    ),
     "compare": ("vcbench.evaluator.cli_compare:compare", "Rank ScoreCards in one table."),
     "list": (
         "vcbench.evaluator.cli_about:list_",
