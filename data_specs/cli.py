@@ -1,4 +1,4 @@
-"""The `vcbench data` group: list, show, check, convert, split, simulate. Commands parse, call one function, print."""
+"""The `vcbench data` group: list, show, check, convert, simulate. Commands parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from .cli_support import (
     echo_table,
     force_option,
     format_option,
-    note,
     out_option,
     quiet_option,
     seed_option,
@@ -33,7 +32,7 @@ COMMANDS = {
     ),
     "check": (f"{_HERE}:check", "Recognise and check a published or a standard h5ad; all problems at once."),
     "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
-    "split": (f"{_HERE}:split", "Draw a split of a standard h5ad and write it as CSV."),
+    "split": ("vcbench.data_specs.cli_split:split", "Draw a split of a standard h5ad and write it as CSV."),
     "panel": (
         "vcbench.data_specs.cli_panel:panel",
         "Cut a panel like the 2026 challenge's out of a data set.",
@@ -193,88 +192,6 @@ def convert(src: str, spec: str, out: str, output_format: str, force: bool, quie
     renamed = sum(source != name for source, name in done.label_map.items())
     facts |= {"contexts": ", ".join(done.contexts), "labels_rewritten": renamed}
     echo_table(("fact", "value"), facts.items())
-
-
-def _fractions(_: click.Context, __: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        parts = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        parts = ()
-    if len(parts) != 3:
-        raise click.BadParameter(f"{value!r} is not three numbers such as 0.7,0.1,0.2.")
-    return parts
-
-
-def _scheme_help() -> str:
-    from .splits import SCHEMES
-
-    return "One of: " + ", ".join(SCHEMES) + "."
-
-
-@click.command()
-@click.argument("file", metavar="FILE")
-@click.option("--scheme", required=True, metavar="NAME", help=_scheme_help())
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=None,
-    help="Seed of the draw; default: the scheme's own (1 for the GEARS kinds, else 0).",
-)
-@click.option("--fold", type=int, default=None, help="folds: which fold is tested, from 0.")
-@click.option("--folds", type=int, default=None, help="folds: how many.  [default: 5]")
-@click.option("--context", default=None, help="leave-one-context-out: the context.")
-@click.option("--double", default=None, metavar="A+B", help="leave-one-double-out: the double.")
-@click.option(
-    "--fractions",
-    default=None,
-    callback=_fractions,
-    metavar="TRAIN,VALIDATION,TEST",
-    help="random: the shares.",
-)
-@click.option(
-    "--validation-fraction", type=float, default=None, help="Share of the rest that selects models."
-)
-@click.option("--gene-fraction", type=float, default=None, help="gears-simulation: share of seen genes.")
-@click.option("--combo-fraction", type=float, default=None, help="gears-simulation: share of trained pairs.")
-@click.option(
-    "--drop-uncovered", default=None, metavar="GMT", help="GEARS kinds: leave out targets without a gene set."
-)
-@click.option(
-    "--max-term-size", type=int, default=None, help="Largest gene set that counts.  [default: 2000]"
-)
-@out_option(help="The split CSV; a folder where a scheme writes one file per context or double.")
-@format_option
-@force_option
-def split(file: str, scheme: str, out: str, output_format: str, force: bool, **options: Any) -> None:
-    """Draw a split of a standard h5ad and write it as CSV, with its record beside it as JSON.
-
-    \b
-    Examples:
-      vcbench data split norman.h5ad --scheme gears-simulation --seed 1 -o split.csv
-      vcbench data split norman.h5ad --scheme leave-one-double-out -o doubles
-      vcbench data split norman.h5ad --scheme folds --folds 5 --fold 0 -o fold0.csv
-    """
-    from .splits import draw_split
-    from .splits.labels_table import read_labels
-    from .splits.output import write_splits
-
-    drawn = draw_split(read_labels(file), scheme, **options)
-    written = write_splits(drawn, out, source=file, force=force)
-    rows = [(str(path), part.record["n"]) for path, part in written]
-    if output_format == "json":
-        splits = [{"path": str(path), **part.record} for path, part in written]
-        echo_json({"scheme": scheme, "splits": splits})
-        return
-    echo_table(
-        ("file", "train", "validation", "test"),
-        [(path, n["train"], n["validation"], n["test"]) for path, n in rows],
-    )
-    for _, part in written:
-        for key in ("completed", "drop_uncovered"):
-            if key in part.record:
-                note(f"{key}: {part.record[key]}")
 
 
 def _names(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:

@@ -64,6 +64,13 @@ SCHEMES: dict[str, Scheme] = {
     "leave-one-context-out": Scheme(
         "contexts:leave_one_context_out", "One context is test; one file per context without --context."
     ),
+    "few-shot-context": Scheme(
+        "contexts:few_shot_context", "Some perturbations of a context train, its others are test."
+    ),
+    "transfer": Scheme("contexts:transfer", "Perturbations held out in one context and trained in others."),
+    "held-out-combinations": Scheme(
+        "doubles:held_out_combinations", "All singles train; a share of the combinations is held out."
+    ),
     "leave-one-double-out": Scheme(
         "doubles:leave_one_double_out", "One double is test; one file per double without --double."
     ),

@@ -1,4 +1,4 @@
-"""Leave one double out: one double is test, everything else trains, for doubles whose both singles are measured."""
+"""Splits of combinations: leave one double out, or hold out a share of the combinations; all singles train."""
 
 from __future__ import annotations
 
@@ -64,4 +64,36 @@ def _one(table: LabelTable, double: str, *, seed: int, validation_fraction: floa
         scheme="leave-one-double-out",
         seed=seed,
         parameters={"double": double, "validation_fraction": validation_fraction},
+    )
+
+
+def held_out_combinations(
+    table: LabelTable, *, seed: int = 0, test_fraction: float = 0.5, validation_share: float = 0.5
+) -> Split:
+    """All singles train; `test_fraction` of the combinations are held out, in every context alike.
+
+    `validation_share` of the held-out combinations select models, the others are test.
+
+    Raises
+    ------
+    UsageError
+        There are too few combinations, or a fraction is outside [0, 1).
+    """
+    combos = [name for name in table.perturbations if len(split_label(name)) > 1]
+    if len(combos) < 3:
+        raise UsageError(f"the file has {len(combos)} combinations; holding some out needs three.")
+    rng = np.random.default_rng(seed)
+    _, held = held_out_part(combos, test_fraction, rng, what="test")
+    test, validation = held_out_part(held, validation_share, rng, what="validation") if held else ([], [])
+    part_of: dict[str, SplitName] = dict.fromkeys(test, "test")
+    part_of |= dict.fromkeys(validation, "validation")
+    parts: dict[Key, SplitName] = {
+        key: part_of.get(key[1], "train") for key in table.keys if key[1] != CONTROL
+    }
+    return assemble(
+        table,
+        parts,
+        scheme="held-out-combinations",
+        seed=seed,
+        parameters={"test_fraction": test_fraction, "validation_share": validation_share},
     )

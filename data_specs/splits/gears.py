@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UsageError
 from ..gmt import covered, read_gmt
 from ..labels import CONTROL, split_label
-from ..split_file import Key, Split, SplitName
+from ..split_file import Key, Split, SplitName, labels_sha256
 from .labels_table import LabelTable, assemble
 
 FILLER = "ctrl"
@@ -232,13 +232,31 @@ def _split(
             group_of[name] = next((g for g, members in groups.items() if condition in members), "")
     parts: dict[Key, SplitName] = {key: part_of[key[1]] for key in table.keys if key[1] in part_of}
     subgroups = {key: group_of[key[1]] for key in parts} if sets.test_subgroups else None
+    counts = {"conditions": {**notes["conditions"], **_condition_counts(sets)}}
     return assemble(
-        table, parts, scheme=scheme, seed=seed, parameters=parameters, subgroups=subgroups, notes=notes
+        table,
+        parts,
+        scheme=scheme,
+        seed=seed,
+        parameters=parameters,
+        subgroups=subgroups,
+        notes={**notes, **counts},
     )
 
 
+def _condition_counts(sets: ConditionSets) -> dict[str, Any]:
+    """Conditions per part and, where the split has them, per subgroup: GEARS counts `A+ctrl` and `ctrl+A` as two."""
+    n = {"train": len(sets.train), "validation": len(sets.validation), "test": len(sets.test)}
+    groups = {"validation": sets.validation_subgroups, "test": sets.test_subgroups}
+    found = {part: {name: len(members) for name, members in own.items()} for part, own in groups.items()}
+    return {"n": n, "subgroups": found}
+
+
 def _prepared(
-    table: LabelTable, drop_uncovered: str | os.PathLike[str] | None, max_term_size: int
+    table: LabelTable,
+    drop_uncovered: str | os.PathLike[str] | None,
+    max_term_size: int,
+    drop_targets: Iterable[str] | None,
 ) -> tuple[dict[str, str], list[str], dict[str, Any]]:
     conditions, n_completed = _conditions(table)
     notes: dict[str, Any] = {"drawn_on": f"{len(conditions)} published condition strings"}
@@ -255,8 +273,18 @@ def _prepared(
     if drop_uncovered is not None:
         pool, note = _covered_conditions(conditions, drop_uncovered, max_term_size)
         notes |= note
+    gone = set(drop_targets or ())
+    if gone:
+        dropped = sorted(c for c in pool if gone.intersection(condition_genes(c)))
+        pool = [c for c in pool if c not in set(dropped)]
+        notes["drop_targets"] = {"targets": sorted(gone), "dropped": dropped}
     if not pool:
         raise UsageError("no perturbation is left to split.")
+    notes["conditions"] = {
+        "sha256": labels_sha256(pool),
+        "perturbations_sha256": labels_sha256(conditions[c] for c in pool),
+        "n_drawn_on": len(pool),
+    }
     return conditions, pool, notes
 
 
@@ -268,16 +296,18 @@ def gears_simulation(
     combo_fraction: float = 0.75,
     drop_uncovered: str | os.PathLike[str] | None = None,
     max_term_size: int = 2000,
+    drop_targets: Iterable[str] | None = None,
 ) -> Split:
     """GEARS' `simulation` split, equal to upstream's lists. Subgroups are upstream's own.
 
     They are relative to the genes drawn as seen in the pass that held a condition out; the test subgroups
-    therefore do not count genes that only the validation pass took out of training.
+    therefore do not count genes that only the validation pass took out of training. Conditions with a target of
+    `drop_targets` take no part. The record's `conditions` counts published strings, as GEARS does.
     """
     for option, share in (("--gene-fraction", gene_fraction), ("--combo-fraction", combo_fraction)):
         if not 0.0 <= share <= 1.0:
             raise UsageError(f"{option} {share:g} is no share; give a number from 0 to 1.")
-    conditions, pool, notes = _prepared(table, drop_uncovered, max_term_size)
+    conditions, pool, notes = _prepared(table, drop_uncovered, max_term_size, drop_targets)
     sets = simulation_sets(pool, seed=seed, gene_fraction=gene_fraction, combo_fraction=combo_fraction)
     parameters = {"gene_fraction": gene_fraction, "combo_fraction": combo_fraction}
     return _split(
@@ -293,9 +323,10 @@ def gears_kind(
     compat: bool = True,
     drop_uncovered: str | os.PathLike[str] | None = None,
     max_term_size: int = 2000,
+    drop_targets: Iterable[str] | None = None,
 ) -> Split:
     """GEARS' `single`, `combo_seen0/1/2` and `no_test` splits; see `kind_sets` for `compat`."""
-    conditions, pool, notes = _prepared(table, drop_uncovered, max_term_size)
+    conditions, pool, notes = _prepared(table, drop_uncovered, max_term_size, drop_targets)
     sets = kind_sets(pool, kind, seed=seed, compat=compat)
     scheme = ("gears-" if compat else "") + kind.replace("_", "-")
     parameters = {"kind": kind, "compat": compat, "fraction": 0.1}

@@ -163,3 +163,46 @@ def test_every_scheme_loads(scheme):
 def test_shares_beyond_one_are_refused(option, share):
     with pytest.raises(UsageError, match="is no share"):
         draw_split(TABLE, "gears-simulation", **{option: share})
+
+
+def test_few_shot_context_trains_a_share_of_it():
+    split = draw_split(TABLE, "few-shot-context", context="RPE1", seed=3, validation_fraction=0.2)
+    own = {part: {n for c, n in split.keys(part) if c == "RPE1"} for part in ("train", "validation", "test")}
+    assert {part: len(names) for part, names in own.items()} == {"train": 5, "validation": 2, "test": 7}
+    assert {c for part in ("validation", "test") for c, _ in split.keys(part)} == {"RPE1"}
+    assert draw_split(TABLE, "few-shot-context", context="RPE1", seed=3, validation_fraction=0.2) == split
+    every = draw_split(TABLE, "few-shot-context")
+    assert set(every) == {"K562", "RPE1"}
+    with pytest.raises(UnknownName, match="RPE1"):
+        draw_split(TABLE, "few-shot-context", context="RPE2")
+    with pytest.raises(UsageError, match="needs a second one"):
+        draw_split(LabelTable.from_keys(KEYS[:4]), "few-shot-context")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_transfer_holds_out_shared_perturbations_in_one_context(seed):
+    split = draw_split(TABLE, "transfer", seed=seed, test_fraction=0.3)
+    held = [key for part in ("validation", "test") for key in split.keys(part)]
+    names_held = [name for _, name in held]
+    assert len(set(names_held)) == len(names_held) == 6
+    for context in ("K562", "RPE1"):
+        assert sum(c == context for c, _ in held) == 3
+    trained = {name for _, name in split.keys("train")}
+    assert set(names_held) <= trained
+    assert split.keys("validation") and split.keys("test")
+
+
+def test_transfer_refuses_what_cannot_be():
+    with pytest.raises(UsageError, match="occurs in two contexts"):
+        draw_split(LabelTable.from_keys(KEYS[:6]), "transfer")
+    with pytest.raises(UsageError, match="--test-fraction"):
+        draw_split(TABLE, "transfer", test_fraction=1.5)
+
+
+def test_held_out_combinations_train_all_singles():
+    split = draw_split(TABLE, "held-out-combinations", seed=2, test_fraction=0.6)
+    assert names(split, "train") - {"control"} >= set(SINGLES)
+    held = names(split, "test") | names(split, "validation")
+    assert len(held) == 3 and held < set(DOUBLES) and names(split, "validation")
+    with pytest.raises(UsageError, match="needs three"):
+        draw_split(LabelTable.from_keys(KEYS[:10]), "held-out-combinations")
