@@ -15,7 +15,7 @@ def parse(line, *, complete=True):
     assert words[0] == "vcbench", line
     command, context, args = cli, click.Context(cli, info_name="vcbench"), words[1:]
     while isinstance(command, click.Group):
-        if not args and not complete:
+        if not complete and (not args or args[0].startswith("-")):
             return
         found = command.get_command(context, args[0]) if args else None
         assert found is not None, f"{line!r} names no command"

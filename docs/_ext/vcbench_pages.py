@@ -10,6 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from benchmark_plots import draw, plots_page
 from reference_pages import copied_pages, reference_pages
 
 
@@ -18,7 +19,8 @@ def write_pages(folder: Path) -> list[Path]:
 
     Unchanged files are left alone, so that a build repeats only what changed.
     """
-    pages = {folder / name: text for name, text in reference_pages().items()}
+    texts = {**reference_pages(), "benchmarks/plots.md": plots_page()}
+    pages = {folder / name: text for name, text in texts.items()}
     for path, text in pages.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -44,7 +46,9 @@ def redirected(text: str, page: str) -> str:
 
 
 def _on_start(app: Any) -> None:
-    write_pages(Path(app.srcdir) / "generated")
+    folder = Path(app.srcdir) / "generated"
+    write_pages(folder)
+    draw(folder / "benchmarks" / "plots")
 
 
 def _on_read(app: Any, name: str, content: list[str]) -> None:
