@@ -10,7 +10,7 @@ _EXPORTS = {
     "MetricValue": "scorecard",
     "ScoreCard": "scorecard",
     "compare": "leaderboard",
-    "read_entries": "leaderboard",
+    "read_entries": "entries",
     "score": "scoring",
     "validate": "validation",
 }

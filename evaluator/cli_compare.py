@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..data_specs.cli_support import echo_json, echo_table, force_option, format_option
 
 if TYPE_CHECKING:
-    from .leaderboard import Entry
+    from .calibration.file import Calibration
+    from .entries import Entry
+    from .leaderboard import Leaderboard
 
 
 @click.command()
@@ -20,6 +22,18 @@ if TYPE_CHECKING:
 @click.option("--by", metavar="METRIC", help="Order by this metric; default: the first column.")
 @click.option("--metrics", metavar="A,B,C", help="Columns to show.")
 @click.option("--filler", default="mean", show_default=True, help="Entry whose values fill refused rows.")
+@click.option(
+    "--intervals",
+    type=click.Choice(["by", "all", "none"]),
+    default="by",
+    show_default=True,
+    help="Columns that show their 95% intervals: the ordering one, all, none; JSON and CSV have them all.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(dir_okay=False),
+    help="File of `vcbench calibrate`: marks metrics that cannot tell a replicate from the mean.",
+)
 @click.option("--paired", is_flag=True, help="Compare two entries perturbation by perturbation.")
 @click.option("--html", type=click.Path(dir_okay=False), help="Also write a self-contained HTML page.")
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also write a CSV.")
@@ -31,6 +45,8 @@ def compare(
     by: str | None,
     metrics: str | None,
     filler: str,
+    intervals: Any,
+    calibration: str | None,
     paired: bool,
     html: str | None,
     csv_path: str | None,
@@ -47,28 +63,33 @@ def compare(
       vcbench compare results/
       vcbench compare a/ b/ c/ --by mse_top20_de --html leaderboard.html
       vcbench compare a/ b/ --paired
+      vcbench compare results/ --calibration calibration.json --intervals all
     """
     from ..data_specs.atomic import check_output
+    from .entries import read_entries
+    from .leaderboard import calibration_for, format_cell, format_column, write_csv, write_html
     from .leaderboard import compare as run_compare
-    from .leaderboard import format_cell, read_entries, write_csv, write_html
 
     for path in (html, csv_path):
         if path:
             check_output(path, force=force)
     columns = tuple(name.strip() for name in metrics.split(",")) if metrics else None
     entries = read_entries([Path(card) for card in cards])
+    found = None if calibration is None else calibration_for(calibration, entries)
     if paired:
         if by or html:
             raise click.UsageError("--paired makes its own table: leave out --by and --html.")
-        _show_paired(entries, columns, csv_path, output_format)
+        _show_paired(entries, columns, csv_path, output_format, found)
         return
-    boards = run_compare(entries, by=by, columns=columns, filler=filler)
+    boards = run_compare(
+        entries, by=by, columns=columns, filler=filler, intervals=intervals, calibration=found
+    )
     if html:
         write_html(boards, html, title=title)
     if csv_path:
         write_csv(boards, csv_path)
     if output_format == "json":
-        echo_json({"tables": [asdict(board) for board in boards]})
+        echo_json({"tables": [_plain(board) for board in boards]})
         return
     for board in boards:
         head = f"{board.title}: {board.n_rows} of {board.n_total} perturbations, edition {board.edition}, by {board.by}"
@@ -84,28 +105,47 @@ def compare(
             ]
             for row in board.rows
         ]
-        echo_table(["rank", "entry", *board.columns, "filled"], rows, title=head)
+        titles = [format_column(board, column) for column in board.columns]
+        echo_table(["rank", "entry", *titles, "filled"], rows, title=head)
         for text in board.notes:
             click.echo(f"note: {text}")
         click.echo("")
 
 
+def _plain(board: Leaderboard) -> dict[str, Any]:
+    left = asdict(replace(board, calibration={}))
+    return left | {"calibration": {name: found.model_dump() for name, found in board.calibration.items()}}
+
+
 def _show_paired(
-    entries: Sequence[Entry], columns: Sequence[str] | None, csv_path: str | None, output_format: str
+    entries: Sequence[Entry],
+    columns: Sequence[str] | None,
+    csv_path: str | None,
+    output_format: str,
+    calibration: Calibration | None,
 ) -> None:
     from ..data_specs.atomic import write_text
-    from .leaderboard import paired_frame, paired_metrics
+    from .leaderboard import MARK, paired_frame, paired_metrics
 
     found = paired_metrics(entries, columns=columns)
     first, second = entries[0].name, entries[1].name
+    marks = {m.metric: None if calibration is None else calibration.mark(m.metric) for m in found}
+    known = {} if calibration is None else calibration.metrics
+    told = {m.metric: known[m.metric].discriminates if m.metric in known else None for m in found}
     if csv_path:
-        write_text(csv_path, paired_frame(found).to_csv(index=False))
+        frame = paired_frame(found)
+        if calibration is not None:
+            frame["discriminates"] = [told[name] for name in frame["metric"]]
+        write_text(csv_path, frame.to_csv(index=False))
     if output_format == "json":
-        echo_json({"paired": {"first": first, "second": second, "metrics": [asdict(m) for m in found]}})
+        listed = [
+            asdict(m) | ({} if calibration is None else {"discriminates": told[m.metric]}) for m in found
+        ]
+        echo_json({"paired": {"first": first, "second": second, "metrics": listed}})
         return
     rows = [
         [
-            metric.metric,
+            f"{metric.metric} {MARK}" if marks[metric.metric] else metric.metric,
             metric.n,
             *map(_number, (metric.first, metric.second, metric.difference)),
             "–" if metric.low is None or metric.high is None else f"[{metric.low:.4g}, {metric.high:.4g}]",
@@ -128,6 +168,9 @@ def _show_paired(
         "note",
     ]
     echo_table(head, rows, title=f"{first} minus {second}, paired over perturbations")
+    for name, why in marks.items():
+        if why:
+            click.echo(f"note: {MARK} {name} cannot tell a replicate from the mean on this truth: {why}")
 
 
 def _number(value: float | None) -> str:

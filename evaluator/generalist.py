@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .leaderboard import PERFECT, Leaderboard, Row, rounded
 
 if TYPE_CHECKING:
-    from .leaderboard import Entry
+    from .entries import Entry
     from .scorecard import Better
 
 EDITION = "vcc2025"

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from ..data_specs.atomic import write_text
 from ..data_specs.errors import UnknownName, UsageError
-from .scorecard import Better, ScoreCard, read_scorecard
+from .entries import Entry, row_keys
+from .scorecard import Better
+from .uncertainty.bootstrap import Interval
 
 if TYPE_CHECKING:
+    from .calibration.file import Calibration, MetricCalibration
     from .uncertainty.paired import PairedMetric
 
-KEYS = ["context", "perturbation"]
 PERFECT = "perfect"
 FILLER = "mean"
+MARK = "*"
+ShownIntervals = Literal["by", "all", "none"]
 DEFAULT_COLUMNS = {
     "core": (
         "pearson_delta",
@@ -38,45 +41,27 @@ DEFAULT_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One scored prediction: its card and its per-perturbation table, sorted by (context, perturbation)."""
-
-    card: ScoreCard
-    table: pd.DataFrame
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.card.name
-
-    @property
-    def predicted(self) -> set[tuple[str, str]]:
-        """The (context, perturbation) rows this entry predicts."""
-        rows = self.table
-        if "status" in rows:
-            rows = rows[rows["status"] != "refused"]
-        return set(zip(rows["context"], rows["perturbation"], strict=True))
-
-    @property
-    def imported(self) -> bool:
-        """Whether the challenge platform made this result: it has values but no rows."""
-        return "platform" in self.card.parameters
-
-
-@dataclass(frozen=True)
 class Row:
-    """One line of a leaderboard: mean and n per metric, rows filled, rank (equal values share one; None: unranked)."""
+    """One line of a leaderboard: mean and n per metric, rows filled, rank (equal values share one; None: unranked).
+
+    `low` and `high` bound the mean over the population of perturbations (95%); None where there is no interval.
+    """
 
     name: str
     values: dict[str, float]
     n: dict[str, int]
     n_filled: int
     rank: int | None
+    low: dict[str, float | None] = field(default_factory=dict)
+    high: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A ranked table: `n_rows` of `n_total` perturbations enter it; `columns` are metric names, `by` orders it."""
+    """A ranked table: `n_rows` of `n_total` perturbations enter it; `columns` are metric names, `by` orders it.
+
+    Text shows intervals in `interval_columns`. `calibration` says of columns what they can tell apart on this truth.
+    """
 
     title: str
     edition: str
@@ -88,91 +73,28 @@ class Leaderboard:
     n_rows: int
     n_total: int
     notes: tuple[str, ...] = ()
+    interval_columns: tuple[str, ...] = ()
+    calibration: dict[str, MetricCalibration] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per entry: rank, name, each metric and its n, n_filled."""
+        """One row per entry: rank, name, each metric with its n, interval and calibration, n_filled."""
         records = []
         for row in self.rows:
             record: dict[str, object] = {"rank": row.rank, "name": row.name}
             for column in self.columns:
                 record[column] = row.values[column]
                 record[f"{column}_n"] = row.n[column]
+                if row.low:
+                    record[f"{column}_low"], record[f"{column}_high"] = (
+                        row.low.get(column),
+                        row.high.get(column),
+                    )
+                if column in self.calibration:
+                    record[f"{column}_discriminates"] = self.calibration[column].discriminates
             records.append(
                 {**record, "n_rows": self.n_rows, "n_total": self.n_total, "n_filled": row.n_filled}
             )
         return pd.DataFrame(records)
-
-
-def read_entries(paths: Sequence[str | os.PathLike[str]]) -> list[Entry]:
-    """Entries from ScoreCard folders; a folder of such folders is expanded.
-
-    Raises
-    ------
-    UsageError
-        No ScoreCard, two of the same name, or cards of different editions, profiles, truths or row sets.
-    """
-    entries = [_read_entry(folder) for path in paths for folder in _card_folders(Path(path))]
-    if not entries:
-        raise UsageError("no ScoreCard folder was given; `vcbench score ... -o DIR` writes one.")
-    names = [entry.name for entry in entries]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise UsageError(f"two ScoreCards are named {repeated[0]!r}; give each `vcbench score --name`.")
-    _refuse_mixtures([entry for entry in entries if not entry.imported])
-    editions = sorted({entry.card.edition for entry in entries})
-    if len(editions) > 1:
-        raise UsageError(
-            f"the ScoreCards have different editions ({', '.join(editions)}); they are never mixed."
-        )
-    return entries
-
-
-def _card_folders(path: Path) -> list[Path]:
-    if (path / "scorecard.json").is_file() or not path.is_dir():
-        return [path]
-    return sorted(child for child in path.iterdir() if (child / "scorecard.json").is_file())
-
-
-def _read_entry(folder: Path) -> Entry:
-    from .platform_results import is_platform_result, read_platform_result
-
-    if is_platform_result(folder):
-        card, result = read_platform_result(folder)
-        return Entry(card, result.per_perturbation, folder)
-    card = read_scorecard(folder)
-    table_file = (folder if folder.is_dir() else folder.parent) / "per_perturbation.csv"
-    try:
-        table = pd.read_csv(table_file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{table_file}: not a readable per-perturbation table ({error}).") from error
-    table = table.assign(context=table["context"].fillna(""))
-    return Entry(card, table.sort_values(KEYS, ignore_index=True), folder)
-
-
-def _refuse_mixtures(entries: Sequence[Entry]) -> None:
-    if not entries:
-        return
-    first = entries[0]
-    for entry in entries[1:]:
-        for label, mine, theirs in (
-            ("editions", first.card.edition, entry.card.edition),
-            ("profiles", first.card.profile, entry.card.profile),
-            ("truths", _truth_hash(first.card), _truth_hash(entry.card)),
-            ("evaluated rows", _row_keys(first), _row_keys(entry)),
-        ):
-            if mine != theirs:
-                shown = "" if label == "evaluated rows" else f" ({mine} and {theirs})"
-                raise UsageError(
-                    f"{first.name!r} and {entry.name!r} have different {label}{shown}; they are never mixed."
-                )
-
-
-def _truth_hash(card: ScoreCard) -> object:
-    return {name: item.get("sha256") for name, item in card.inputs.items() if name.startswith("truth")}
-
-
-def _row_keys(entry: Entry) -> list[tuple[str, str]]:
-    return list(zip(entry.table["context"], entry.table["perturbation"], strict=True))
 
 
 def compare(
@@ -181,6 +103,8 @@ def compare(
     by: str | None = None,
     columns: Sequence[str] | None = None,
     filler: str = FILLER,
+    intervals: ShownIntervals = "by",
+    calibration: Calibration | None = None,
 ) -> list[Leaderboard]:
     """The leaderboard on common rows and, when some entry refused rows, the one with filled refusals.
 
@@ -192,6 +116,10 @@ def compare(
         Metric that orders the table; the first of `columns` when None. Entries without a value come last.
     filler
         Name of the entry whose values stand in for refused rows in the second table.
+    intervals
+        Which columns show their intervals in text: the ordering one, all, or none.
+    calibration
+        Marks the metrics that cannot tell a replicate from the mean; see `calibration_for`.
 
     Raises
     ------
@@ -200,7 +128,8 @@ def compare(
     """
     if any(entry.imported for entry in entries):
         local = [entry for entry in entries if not entry.imported]
-        boards = compare(local, by=by, columns=columns, filler=filler) if local else []
+        shared = {"filler": filler, "intervals": intervals, "calibration": calibration}
+        boards = compare(local, by=by, columns=columns, **shared) if local else []
         return [*boards, _overall_board(entries)]
     from .generalist import applies, generalist_board
 
@@ -213,14 +142,43 @@ def compare(
         if name not in known:
             raise UnknownName("metric", name, known, "vcbench list metrics")
     shown = shown if key in shown else (key, *shown)
-    keys = _row_keys(entries[0])
+    keys = row_keys(entries[0])
     common = sorted(set(keys).intersection(*(entry.predicted for entry in entries)))
     boards = [_board(entries, common, len(keys), key, shown, title="Rows that every entry predicts")]
     if len(common) < len(keys):
         boards.append(_filled_board(entries, keys, key, shown, filler))
     if applies(entries):
         boards.append(generalist_board(entries))
-    return boards
+    listed = {"by": (key,), "all": shown, "none": ()}[intervals]
+    return [
+        _calibrated(
+            replace(board, interval_columns=tuple(c for c in listed if c in board.columns)), calibration
+        )
+        for board in boards
+    ]
+
+
+def calibration_for(path: str | os.PathLike[str], entries: Sequence[Entry]) -> Calibration:
+    """The calibration in a file. Raises `InvalidFile` when it is unreadable (E731) or not of these entries (E732)."""
+    from .calibration.file import check_belongs, read_calibration
+
+    found = read_calibration(path)
+    for entry in entries:
+        if not entry.imported:
+            check_belongs(found, entry.card, path=path)
+    return found
+
+
+def _calibrated(board: Leaderboard, calibration: Calibration | None) -> Leaderboard:
+    if calibration is None:
+        return board
+    known = {name: calibration.metrics[name] for name in board.columns if name in calibration.metrics}
+    marked = [
+        f"{MARK} {name} cannot tell a replicate from the mean on this truth: {found.reason}"
+        for name, found in known.items()
+        if not found.discriminates
+    ]
+    return replace(board, calibration=known, notes=(*board.notes, *marked))
 
 
 def paired_metrics(entries: Sequence[Entry], *, columns: Sequence[str] | None = None) -> list[PairedMetric]:
@@ -302,7 +260,7 @@ def _filled_board(
 
 
 def _filled(entry: Entry, source: Entry) -> Entry:
-    refused = np.array([key not in entry.predicted for key in _row_keys(entry)])
+    refused = np.array([key not in entry.predicted for key in row_keys(entry)])
     metrics = [name for name in entry.card.metrics if name in entry.table]
     table = entry.table.copy()
     table.loc[refused, metrics] = source.table.loc[refused, metrics]
@@ -326,11 +284,22 @@ def _board(
     wanted = set(keys)
     rows = []
     for entry in entries:
-        inside = np.array([key in wanted for key in _row_keys(entry)], dtype=bool)
+        inside = np.array([key in wanted for key in row_keys(entry)], dtype=bool)
         values, n = {}, {}
         for name in columns:
             values[name], n[name] = _aggregate(entry, name, inside)
-        rows.append(Row(entry.name, values, n, (filled or {}).get(entry.name, 0), None))
+        found = _intervals(entry, values, inside)
+        rows.append(
+            Row(
+                entry.name,
+                values,
+                n,
+                (filled or {}).get(entry.name, 0),
+                None,
+                {name: interval.low for name, interval in found.items()},
+                {name: interval.high for name, interval in found.items()},
+            )
+        )
     return Leaderboard(
         title,
         card.edition,
@@ -356,6 +325,25 @@ def _aggregate(entry: Entry, name: str, inside: np.ndarray) -> tuple[float, int]
     return (float(known.mean()) if len(known) else float("nan")), len(known)
 
 
+def _intervals(entry: Entry, values: dict[str, float], inside: np.ndarray) -> dict[str, Interval]:
+    """The interval of each mean over the chosen rows: that of the card when these are all of its rows."""
+    from .uncertainty.intervals import STREAM, Aggregation, metric_intervals
+
+    metrics = {
+        name: entry.card.metrics[name].model_copy(update={"value": None if np.isnan(value) else value})
+        for name, value in values.items()
+        if name in entry.table
+    }
+    rng = np.random.default_rng(np.random.SeedSequence([entry.card.seeds.get("root", 0), STREAM]))
+    found = metric_intervals(entry.table.loc[inside], metrics, Aggregation(), rng) if inside.any() else {}
+    for name in values:
+        if name not in found:
+            stored = entry.card.metrics[name]
+            whole = inside.all() and name not in entry.table
+            found[name] = Interval(*((stored.low, stored.high) if whole else (None, None)))
+    return found
+
+
 def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
     sign = -1.0 if better == "higher" else 1.0
 
@@ -379,7 +367,7 @@ def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
         if is_ranked:
             place += 1
             rank, last = (rank if value == last else place), value
-        out.append(Row(row.name, row.values, row.n, row.n_filled, rank if is_ranked else None))
+        out.append(replace(row, rank=rank if is_ranked else None))
     return tuple(out)
 
 
@@ -408,12 +396,24 @@ def write_html(
         .read_text(encoding="utf-8")
     )
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    write_text(path, template.render(boards=boards, title=title, format_cell=format_cell))
+    write_text(
+        path,
+        template.render(boards=boards, title=title, format_cell=format_cell, format_column=format_column),
+    )
+
+
+def format_column(board: Leaderboard, column: str) -> str:
+    """The name of a column, marked when its metric cannot tell a replicate from the mean."""
+    found = board.calibration.get(column)
+    return column if found is None or found.discriminates else f"{column} {MARK}"
 
 
 def format_cell(board: Leaderboard, row: Row, column: str) -> str:
-    """A value with its coverage, `(n/n_rows)`, when not all rows entered it."""
+    """A value with its interval, where shown, and its coverage, `(n/n_rows)`, when not all rows entered it."""
     n, text = row.n[column], format_value(row.values[column])
+    low, high = row.low.get(column), row.high.get(column)
+    if column in board.interval_columns and low is not None and high is not None:
+        text += f" [{low:.4g}, {high:.4g}]"
     if n == board.n_rows:
         return text
     return f"{text} ({n}/{board.n_rows})" if board.n_rows else f"{text} ({n})"

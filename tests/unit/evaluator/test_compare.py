@@ -7,9 +7,12 @@ import pandas as pd
 import pytest
 from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.errors import UnknownName, UsageError
+from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.cli import cli
-from vcbench.evaluator.leaderboard import compare, read_entries
+from vcbench.evaluator.entries import read_entries
+from vcbench.evaluator.leaderboard import compare, format_cell
 from vcbench.evaluator.scorecard import MetricValue, ScoreCard, ScoreResult, write_scorecard
+from vcbench.evaluator.uncertainty.intervals import with_intervals
 
 ROWS = [("K562", "A"), ("K562", "B"), ("K562", "C")]
 
@@ -129,3 +132,94 @@ def test_command_writes_html_and_csv_and_json(tmp_path, capsys):
     assert list(pd.read_csv(table)["name"]) == ["<b>", "a"]
     assert run(cli, args) == 1
     assert "exists already" in capsys.readouterr().err
+
+
+def many(folder, name, values, *, better="lower"):
+    """A card of one metric over many perturbations, with the truth and profile of a calibration."""
+    table = pd.DataFrame({"context": "K562", "perturbation": [f"P{i:02d}" for i in range(len(values))]})
+    table["mse"] = values
+    value = float(np.mean(values))
+    metrics = {
+        "mse": MetricValue(value=value, n=len(values), n_total=len(values), better=better, perfect=0.0)
+    }
+    made = ScoreCard(
+        name=name,
+        edition="core",
+        profile="means",
+        metrics=metrics,
+        inputs={"truth": {"sha256": "t" * 64}},
+        seeds={"root": 3},
+    )
+    result = with_intervals(ScoreResult(table, metrics), edition=load_edition("core"), family="core", seed=3)
+    write_scorecard(made.model_copy(update={"metrics": dict(result.metrics)}), result, folder / name)
+    return dict(result.metrics)["mse"]
+
+
+def test_intervals_of_all_rows_are_those_of_the_card(tmp_path):
+    stored = many(tmp_path, "a", np.random.default_rng(0).gamma(2, size=30))
+    many(tmp_path, "b", np.random.default_rng(1).gamma(3, size=30))
+    (board,) = boards(tmp_path)
+    row = next(r for r in board.rows if r.name == "a")
+    assert (row.low["mse"], row.high["mse"]) == (stored.low, stored.high)
+    assert format_cell(board, row, "mse") == f"{stored.value:.4g} [{stored.low:.4g}, {stored.high:.4g}]"
+    (bare,) = boards(tmp_path, intervals="none")
+    assert format_cell(bare, row, "mse") == f"{stored.value:.4g}"
+    frame = board.to_frame().set_index("name")
+    assert frame.loc["a", "mse_low"] == stored.low
+
+
+def test_intervals_follow_the_shared_rows(tmp_path):
+    values = np.random.default_rng(0).gamma(2, size=30)
+    many(tmp_path, "a", values)
+    table = pd.read_csv(tmp_path / "a" / "per_perturbation.csv")
+    many(tmp_path, "b", values + 1)
+    for name in ("a", "b"):
+        own = table.assign(mse=table["mse"] + (name == "b"))
+        own["status"] = np.where((name == "b") & (own.index >= 12), "refused", "predicted")
+        own.to_csv(tmp_path / name / "per_perturbation.csv", index=False)
+    common, _ = boards(tmp_path)
+    row = next(r for r in common.rows if r.name == "a")
+    assert row.values["mse"] == pytest.approx(values[:12].mean())
+    assert row.low["mse"] < values[:12].mean() < row.high["mse"]
+
+
+def calibration_file(path, *, discriminates, reason="the mean is as good", truth="t" * 64):
+    metric = dict.fromkeys(("no_change", "mean", "permuted", "replicate", "interpolated_duplicate"), 0.5)
+    metric |= {"dynamic_range_fraction": 0.2, "bound_discrimination": 0.6}
+    metric |= {"discriminates": discriminates, "reason": reason}
+    stored = {"calibration_version": 1, "edition": "core", "profile": "means", "truth": {"sha256": truth}}
+    path.write_text(json.dumps(stored | {"metrics": {"mse": metric}}))
+    return path
+
+
+def test_a_calibration_marks_what_tells_nothing_apart(tmp_path, capsys):
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    for seed, name in enumerate("ab"):
+        many(cards, name, np.random.default_rng(seed).gamma(2, size=20))
+    file, table, page = (tmp_path / name for name in ("c.json", "t.csv", "p.html"))
+    calibration_file(file, discriminates=False)
+    args = ["compare", str(cards), "--calibration", str(file)]
+    assert run(cli, [*args, "--csv", str(table), "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "mse *" in out and "cannot tell a replicate from the mean on this truth: the mean is as good" in out
+    )
+    assert list(pd.read_csv(table)["mse_discriminates"]) == [False, False]
+    assert "mse *" in page.read_text() and "the mean is as good" in page.read_text()
+    assert run(cli, [*args, "--format", "json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["tables"]
+    assert (
+        shown["calibration"]["mse"]["discriminates"] is False and shown["rows"][0]["low"]["mse"] is not None
+    )
+    paired = ["compare", str(cards / "a"), str(cards / "b"), "--paired", "--calibration", str(file)]
+    assert run(cli, paired) == 0
+    assert "mse *" in capsys.readouterr().out
+    assert run(cli, [*paired, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["paired"]["metrics"][0]["discriminates"] is False
+    calibration_file(file, discriminates=True)
+    assert run(cli, args) == 0
+    assert "mse *" not in capsys.readouterr().out
+    calibration_file(file, discriminates=True, truth="u" * 64)
+    assert run(cli, args) == 1
+    assert "E732" in capsys.readouterr().err

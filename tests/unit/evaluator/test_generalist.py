@@ -6,8 +6,9 @@ import pytest
 from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.cli import cli
+from vcbench.evaluator.entries import read_entries
 from vcbench.evaluator.generalist import MEAN_RANK, METRICS, TITLE, generalist_board, mean_places
-from vcbench.evaluator.leaderboard import compare, read_entries
+from vcbench.evaluator.leaderboard import compare
 from vcbench.evaluator.metrics.spec import family_metrics
 from vcbench.evaluator.scorecard import MetricValue, ScoreCard, ScoreResult, write_scorecard
 

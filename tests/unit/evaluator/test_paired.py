@@ -9,7 +9,8 @@ from scipy.stats import permutation_test
 from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.errors import UnknownName, UsageError
 from vcbench.evaluator.cli import cli
-from vcbench.evaluator.leaderboard import paired_metrics, read_entries
+from vcbench.evaluator.entries import read_entries
+from vcbench.evaluator.leaderboard import paired_metrics
 from vcbench.evaluator.scorecard import MetricValue, ScoreCard, ScoreResult, write_scorecard
 from vcbench.evaluator.uncertainty.paired import EXACT, NO_VALUES, SAMPLED, compare_paired, holm, sign_flip
 

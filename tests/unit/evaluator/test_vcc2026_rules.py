@@ -16,7 +16,8 @@ from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.memory_source import MemorySource
 from vcbench.data_specs.specs import load_edition
 from vcbench.evaluator.cli import cli
-from vcbench.evaluator.leaderboard import compare, read_entries
+from vcbench.evaluator.entries import read_entries
+from vcbench.evaluator.leaderboard import compare
 from vcbench.evaluator.platform_results import import_platform_result, read_platform_result
 from vcbench.evaluator.profiles import resolve_profile
 from vcbench.evaluator.score_options import ScoreOptions
