@@ -32,6 +32,10 @@ COMMANDS = {
     ),
     "check": (f"{_HERE}:check", "Recognise and check a published or a standard h5ad; all problems at once."),
     "convert": (f"{_HERE}:convert", "Turn a published h5ad into a standard one."),
+    "filter": (
+        "vcbench.data_specs.cli_filter:filter_",
+        "Apply a published quality filter; report what went.",
+    ),
     "split": ("vcbench.data_specs.cli_split:split", "Draw a split of a standard h5ad and write it as CSV."),
     "panel": (
         "vcbench.data_specs.cli_panel:panel",
