@@ -18,9 +18,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from machine import machine
 from vcbench.data_specs.h5ad_columns import Labels
 from vcbench.data_specs.h5ad_write import write_h5ad_dense, write_h5ad_stream
 from vcbench.data_specs.normalize import lognormalize
@@ -147,11 +149,12 @@ def means(args: argparse.Namespace) -> None:
     report({"cells": args.cells_per_target * 900, "entry_mib": entry.stat().st_size / 2**20}, runs)
 
 
-def report(facts: dict[str, float], runs: dict[str, list[dict[str, float]]]) -> None:
+def report(facts: dict[str, Any], runs: dict[str, list[dict[str, float]]]) -> None:
     medians = {
         name: {key: round(statistics.median(run[key] for run in some), 1) for key in some[0]}
         for name, some in runs.items()
     }
+    facts = {"machine": machine(), **facts}
     print(json.dumps({"facts": facts, "median": medians, "runs": runs}, indent=1))
 
 

@@ -18,7 +18,6 @@ from typing import IO, Any, cast
 from .atomic import atomic_file
 from .containers import MAX_META_BYTES, META, META_SCHEMA, WATERMARK, WATERMARK_BYTES
 from .errors import OutputError, UsageError
-from .hashing import HashedStream
 from .read_back import ReadBack
 from .tar_members import BLOCK, TarProblem, open_archive, read_members
 from .zstd_stream import PAYLOAD
@@ -48,7 +47,7 @@ def write_vcc2025(
 
     Returns
     -------
-    `{"h5ad_sha256", "h5ad_bytes", "payload_bytes", "bytes", "zstd"}`.
+    `{"h5ad_bytes", "payload_bytes", "bytes", "zstd"}`.
 
     Raises
     ------
@@ -119,8 +118,8 @@ def _write(
             tar.write(bytes(BLOCK))
             options = {"level": 3, "write_checksum": True, "write_content_size": True}
             frame = zstandard.ZstdCompressor(threads=max(1, threads), **options)
-            with ReadBack(tar, part, follow=threads > 1) as written, _Stoppable(plain, stop) as hashed:
-                pieces, frames = cast("IO[bytes]", hashed), cast("IO[bytes]", written)
+            with ReadBack(tar, part, follow=threads > 1) as written:
+                pieces, frames = cast("IO[bytes]", _Stoppable(plain, stop)), cast("IO[bytes]", written)
                 _, payload_bytes = frame.copy_stream(pieces, frames, size=size, read_size=_PIECE)
             tar.write(bytes(-payload_bytes % BLOCK))
             for extra in after:
@@ -133,7 +132,6 @@ def _write(
         if written.n_bytes != size or not _holds(part, payload_bytes):
             raise OutputError(_differs(Path(out)))
     return {
-        "h5ad_sha256": hashed.hexdigest(),
         "h5ad_bytes": size,
         "payload_bytes": payload_bytes,
         "bytes": total,
@@ -141,15 +139,16 @@ def _write(
     }
 
 
-class _Stoppable(HashedStream):
+class _Stoppable:
+    """A binary stream that raises `WritingStopped` once `stop` is set."""
+
     def __init__(self, stream: IO[bytes], stop: threading.Event | None):
-        super().__init__(stream)
-        self._stop = stop
+        self._stream, self._stop = stream, stop
 
     def read(self, size: int = -1) -> bytes:
         if self._stop is not None and self._stop.is_set():
             raise WritingStopped
-        return super().read(size)
+        return self._stream.read(size)
 
 
 def _holds(part: Path, payload_bytes: int) -> bool:

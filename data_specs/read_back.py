@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import IO, Any
 _READ = 2**18
 # One piece can grow about 32,000-fold, so pieces stay small.
 _PIECE = 8 * 1024
+# What lies on the disk already need not be waited for at the end.
+_SYNC_EVERY = 32 * 2**20
 
 
 class ReadBack:
@@ -62,12 +65,15 @@ class ReadBack:
         try:
             with self._path.open("rb", buffering=0) as stream:
                 stream.seek(self._start)
-                at = self._start
+                at = synced = self._start
                 while left := self._available(at):
                     view = memoryview(stream.read(min(_READ, left)))
                     if not view:
                         return
                     at += len(view)
+                    if at - synced >= _SYNC_EVERY:
+                        os.fsync(stream.fileno())
+                        synced = at
                     for low in range(0, len(view), _PIECE):
                         n_bytes += len(frame.decompress(view[low : low + _PIECE]))
         except zstandard.ZstdError:
