@@ -6,11 +6,13 @@ longer explanation and a `fix` command. A test triggers each code from one valid
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 from .errors import UnknownName
@@ -149,3 +151,12 @@ def first_of(items: Iterable[object], limit: int = 3) -> str:
     shown = ", ".join(repr(str(item)) for item in listed[:limit])
     more = ", …" if len(listed) > limit else ""
     return f"{len(listed):,} ({shown}{more})" if listed else "0"
+
+
+def renamed(issue: Issue, temporary: Path | None, path: Path | None) -> Issue:
+    """An issue that names the user's file where a reader named the temporary one."""
+    if path is None or temporary is None or temporary == path:
+        return issue
+    where = issue.where.replace(str(temporary), str(path)).replace(temporary.name, path.name)
+    fix = issue.fix.replace(shlex.quote(str(temporary)), shlex.quote(str(path)))
+    return replace(issue, where=where, fix=fix)

@@ -43,6 +43,18 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Real control cells to compare the cells with. Repeat it for several files.",
         ),
         click.option(
+            "--truth",
+            multiple=True,
+            metavar="[CONTEXT=]FILE",
+            help="Held-out real cells: none of them may be in the entry.",
+        ),
+        click.option(
+            "--train",
+            multiple=True,
+            metavar="[CONTEXT=]FILE",
+            help="Training cells: predicted cells should not be copies of them.",
+        ),
+        click.option(
             "--pert-col", metavar="COLUMN", help="obs column of the perturbation; default: the edition's."
         ),
         click.option("--control", metavar="LABEL", help="Label of control cells; default: the edition's."),
@@ -135,6 +147,8 @@ def _run(
     edition: str,
     contexts: str | None,
     controls: tuple[str, ...],
+    truth: tuple[str, ...],
+    train: tuple[str, ...],
     memory: int | None,
     output_format: str,
     quiet: bool,
@@ -150,6 +164,8 @@ def _run(
             edition=edition,
             contexts=None if contexts is None else _listed(contexts),
             controls=controls or None,
+            truth=truth or None,
+            train=train or None,
             block_bytes=max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, block)),
             header_only=dry_run,
             progress=progress,

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from ..data_specs.containers import Entry, container_issues, open_entry
 from ..data_specs.errors import InvalidFile, UsageError
 from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
 from ..data_specs.h5ad_columns import Labels
-from ..data_specs.issues import Issue, has_errors, make_issue, sort_issues
+from ..data_specs.issues import Issue, has_errors, make_issue, renamed, sort_issues
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, named_files, open_files
 from ..data_specs.sources import Source
@@ -27,6 +27,7 @@ from .checks.extras import extra_issues
 from .checks.facts import header_facts, value_facts
 from .checks.genes import gene_issues
 from .checks.labels import label_issues
+from .checks.leaks import cell_prints, comparable, leak_issues
 from .checks.matrix_kind import claimed_kind, detected_kind, kind_issues
 from .checks.panel import panel_issues
 from .checks.rows import row_issues
@@ -74,7 +75,7 @@ def opened_entry(
         try:
             source = H5ad(entry.h5ad)
         except InvalidFile as error:
-            raise InvalidFile([_renamed(issue, entry.h5ad, file) for issue in error.issues]) from error
+            raise InvalidFile([renamed(issue, entry.h5ad, file) for issue in error.issues]) from error
         with source:
             source.path = file
             yield OpenEntry(file, entry, source)
@@ -131,6 +132,8 @@ def validate(
     context_col: str | None = None,
     matrix: MatrixKind | None = None,
     controls: Files | None = None,
+    truth: Files | None = None,
+    train: Files | None = None,
     tmp: str | os.PathLike[str] | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     header_only: bool = False,
@@ -156,6 +159,8 @@ def validate(
         The scale of X where the file does not declare it.
     controls
         Files of real control cells (one, several, or one per context), to compare predicted counts with.
+    truth, train
+        Files of measured cells that predicted counts must not repeat: the held-out truth, the training data.
     tmp
         Folder of the temporary file a `.vcc` is unpacked to.
     block_bytes
@@ -165,7 +170,7 @@ def validate(
     progress
         Called with (rows done, rows in all).
     scanned
-        The pass over X, where the caller wrote these very rows and looked at each; not to be given with `controls`.
+        The pass over X, where the caller wrote these very rows and looked at each; not to be given with files of cells.
 
     Returns
     -------
@@ -182,7 +187,8 @@ def validate(
     chosen = load_edition(edition) if isinstance(edition, str) else edition
     if "de" in chosen.file.rows:
         given = {"contexts": contexts, "pert-col": pert_col, "control": control, "context-col": context_col}
-        unused = [name for name, value in {**given, "matrix": matrix, "controls": controls}.items() if value]
+        given |= {"matrix": matrix, "controls": controls, "truth": truth, "train": train}
+        unused = [name for name, value in given.items() if value]
         if unused:
             raise UsageError(f"edition {chosen.id} has no use for --{', --'.join(unused)}.")
         return _validated_table(source, chosen, genes, perts, header_only=header_only)
@@ -191,8 +197,11 @@ def validate(
     run = _Run(chosen, genes, perts, contexts, pert_col, control, context_col, matrix)
     run.read_lists()
     with ExitStack() as stack:
-        if controls is not None:
-            run.open_controls(stack, controls, tmp)
+        run.controls = run.open_cells(stack, controls, "--controls", tmp)
+        for code, kind, files in (("W328", "truth", truth), ("W329", "train", train)):
+            cells = run.open_cells(stack, files, f"--{kind}", tmp)
+            if cells is not None:
+                run.known.append((code, kind, cells))
         opened = run.opened(stack, source, tmp)
         if opened is None:
             run.skip("genes, labels, panel and values", "the file could not be opened")
@@ -276,6 +285,8 @@ class _Run:
         self.path: Path | None = None
         self.meta: dict[str, Any] = {}
         self.controls: Source | None = None
+        # Measured cells that the entry must not repeat: issue code, option, cells.
+        self.known: list[tuple[str, str, Source]] = []
         self.bulks: ContextBulks | None = None
 
     def skip(self, what: str, why: str) -> None:
@@ -287,7 +298,7 @@ class _Run:
         try:
             yield
         except InvalidFile as error:
-            self.issues += [_renamed(issue, read, self.path) for issue in error.issues]
+            self.issues += [renamed(issue, read, self.path) for issue in error.issues]
 
     def read_lists(self) -> None:
         """Read the gene list, the perturbation list and, where contexts are required, the manifest."""
@@ -344,12 +355,17 @@ class _Run:
         if entry.meta:
             self.facts["meta"] = self.meta = entry.meta
 
-    def open_controls(self, stack: ExitStack, controls: Files, tmp: str | os.PathLike[str] | None) -> None:
-        """Open the control files; one that cannot be read is an issue that names it."""
+    def open_cells(
+        self, stack: ExitStack, files: Files | None, option: str, tmp: str | os.PathLike[str] | None
+    ) -> Source | None:
+        """Files of real cells as one source; one that cannot be read is an issue that names it."""
+        if files is None:
+            return None
         try:
-            self.controls = open_files(stack, named_files(controls, "--controls"), tmp)
+            return open_files(stack, named_files(files, option), tmp)
         except InvalidFile as error:
             self.issues += error.issues
+            return None
 
     def check(
         self,
@@ -416,6 +432,13 @@ class _Run:
                     self.issues += control_issues(case, scan, self.bulks, known)
             else:
                 self.skip("cells against control cells", "only counts of single cells are compared")
+        for code, kind, cells in self.known:
+            if case.rows != "cell" or not comparable(verdict.kind, cells):
+                self.skip(f"cells against those of --{kind}", "only counts of single cells are compared")
+                continue
+            with self.gathering():
+                known = cell_prints(cells, case, block_bytes=block_bytes)
+                self.issues += leak_issues(case, scan, code, known, kind)
         self.facts |= value_facts(case, scan, verdict, detected)
 
     def case(self, source: Source) -> Case:
@@ -478,6 +501,10 @@ class _Run:
             self.skip("target_sum and genes against the truth", "`vcbench score` compares the two files")
         if self.controls is None:
             self.skip("cells against real control cells", "no --controls given")
+        given = {kind for _, kind, _ in self.known}
+        for kind, what in (("truth", "held-out cells"), ("train", "training cells")):
+            if kind not in given:
+                self.skip(f"copies of {what}", f"no --{kind} given")
 
 
 def _why_no_list(given: ListSource | None, option: str) -> str:
@@ -486,12 +513,3 @@ def _why_no_list(given: ListSource | None, option: str) -> str:
 
 def _argument(source: ListSource | None, fallback: str) -> str:
     return shlex.quote(str(source)) if isinstance(source, (str, Path)) else fallback
-
-
-def _renamed(issue: Issue, temporary: Path | None, path: Path | None) -> Issue:
-    """An issue that names the user's file where a reader named the temporary one."""
-    if path is None or temporary is None or temporary == path:
-        return issue
-    where = issue.where.replace(str(temporary), str(path)).replace(temporary.name, path.name)
-    fix = issue.fix.replace(shlex.quote(str(temporary)), shlex.quote(str(path)))
-    return replace(issue, where=where, fix=fix)

@@ -69,7 +69,7 @@ def read_controls(
         part = slice(block.start, block.start + len(block.matrix.indptr) - 1)
         for context in dict.fromkeys(contexts[part][names[part]]):
             chosen = np.flatnonzero(names[part] & (contexts[part] == context))
-            rows = _placed(sp.csr_array(block.matrix[chosen]), order, case.source.n_vars)
+            rows = placed_rows(sp.csr_array(block.matrix[chosen]), order, case.source.n_vars)
             facts = found.setdefault(str(context), ControlFacts(np.zeros(case.source.n_vars)))
             sums = rows @ projection
             facts.bulk += np.bincount(rows.indices, weights=rows.data, minlength=case.source.n_vars)
@@ -79,20 +79,25 @@ def read_controls(
     return found
 
 
-def _labels(source: Source, case: Case) -> tuple[np.ndarray, np.ndarray]:
+def control_mask(source: Source, case: Case, *, without_column: bool) -> np.ndarray:
+    """Which rows of another file are control cells, bool; `without_column` for all where it names no perturbation."""
     columns: Sequence[str] = (case.pert_col, PERTURBATION)
     column = next((name for name in columns if name in source.obs_columns), None)
     if column is None:
-        is_control = np.ones(source.n_obs, dtype=bool)
-    else:
-        is_control = np.isin(source.labels(column).values().astype(str), [case.control, CONTROL])
+        return np.full(source.n_obs, without_column)
+    return np.isin(source.labels(column).values().astype(str), [case.control, CONTROL])
+
+
+def _labels(source: Source, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    is_control = control_mask(source, case, without_column=True)
     context_column = next((c for c in (case.context_col, CONTEXT) if c in source.obs_columns), None)
     if context_column is None:
         return is_control, np.full(source.n_obs, "", dtype=object)
     return is_control, source.labels(context_column).values().astype(str).astype(object)
 
 
-def _placed(rows: sp.csr_array, order: np.ndarray, n_vars: int) -> sp.csr_array:
+def placed_rows(rows: sp.csr_array, order: np.ndarray, n_vars: int) -> sp.csr_array:
+    """Rows with their genes at the positions `order` of another axis; -1 leaves a gene out. Sorted, float64."""
     kept = order[rows.indices] >= 0
     lengths = np.add.reduceat(np.append(kept, False).astype(np.int64), rows.indptr[:-1]) * (
         np.diff(rows.indptr) > 0
@@ -116,14 +121,15 @@ def control_issues(
 def _copies(case: Case, scan: ValueScan, controls: dict[str, ControlFacts]) -> Iterator[Issue]:
     known = np.concatenate([p for facts in controls.values() for p in facts.prints] or [np.empty((0, 2))])
     filled = np.flatnonzero(scan.n_detected > 0)
-    same = np.isin(_keys(scan.prints[filled]), _keys(known))
+    same = np.isin(print_keys(scan.prints[filled]), print_keys(known))
     if same.any():
         first = case.row_name(int(filled[np.argmax(same)]))
         found = f"{int(same.sum()):,} of {scan.n_rows:,} cells (first: {first})"
         yield case.issue("W324", "/X", found=found, expected="cells that no control cell equals")
 
 
-def _keys(prints: np.ndarray) -> np.ndarray:
+def print_keys(prints: np.ndarray) -> np.ndarray:
+    """Row prints, shape (n, 2), as values that can be compared as a whole, shape (n,)."""
     return np.ascontiguousarray(prints).view([("a", np.float64), ("b", np.float64)]).ravel()
 
 

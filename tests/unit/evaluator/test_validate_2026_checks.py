@@ -130,6 +130,38 @@ def test_copies_are_seen_in_another_gene_order(files, keys, tmp_path):
     assert "W324" in found(check(path, files, controls=files.controls))
 
 
+@pytest.mark.parametrize(("option", "code", "kind"), [("truth", "W328", "truth"), ("train", "W329", "train")])
+def test_copies_of_measured_cells(option, code, kind, files, plain, keys, tmp_path):
+    rng = np.random.default_rng(1)
+    held = rng.poisson(3.0, (20, len(GENES))).astype(float)
+    held[15:] = dense_of(plain)[:5]
+    # Rows of other genes, and control cells, may be equal: an entry's controls are the real ones.
+    labels = [*["G000"] * 15, *["non-targeting"] * 5]
+    real = official_cells(tmp_path / "real.h5ad", held[:, ::-1], labels, "A", GENES[::-1])
+    assert code not in found(check(plain, files, **{option: real}))
+    x = dense_of(plain)
+    x[7], x[40], x[41] = held[3], held[3], held[12]
+    report = check(cells(tmp_path / "leak.h5ad", x, keys), files, **{option: real})
+    assert found(report)[code].found.startswith("3 of 180 predicted cells (first: row 7 ")
+    assert kind in found(report)[code].expected and report.valid
+    assert code in found(check(cells(tmp_path / "l.h5ad", x, keys), files, **{option: {"A": real}}))
+
+
+def test_measured_cells_of_another_scale_are_not_compared(files, plain):
+    report = check(plain, files, truth=files.means)
+    assert "W328" not in found(report)
+    assert any("--truth" in gap.what for gap in report.not_checked)
+    assert any("training cells" in gap.what for gap in report.not_checked)
+
+
+def test_leaks_by_command(files, plain, capsys):
+    words = ["validate", plain, "--edition", "vcc2026", "--genes", files.genes, "--perts", files.perts]
+    words += ["--contexts", "A,B", "--truth", plain, "--train", plain]
+    assert run(cli, [str(word) for word in words]) == 0
+    text = capsys.readouterr().out
+    assert "W328" in text and "W329" in text and "180 of 180 predicted cells" in text
+
+
 def test_swapped_contexts(files, plain, tmp_path):
     def swap(file):
         values = [{"A": "B", "B": "A"}[c] for c in labels_of(plain, "context")]
