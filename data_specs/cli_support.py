@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from .hdf5_guard import guarded
+
 if TYPE_CHECKING:
     from .issues import Issue
 
@@ -232,7 +234,7 @@ def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     """
     listed = sys.argv[1:] if args is None else list(args)
     try:
-        with _termination_raised():
+        with _termination_raised(), guarded():
             return _run(group, listed, json_wanted=wants_json(listed))
     except Terminated:
         click.echo("terminated", err=True)

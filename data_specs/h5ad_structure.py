@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from .errors import InvalidFile
+from .hdf5_guard import crash_of
 from .issues import Issue, make_issue
 
 DEFAULT_BLOCK_BYTES = 16 * 2**20
@@ -38,13 +39,16 @@ def require_regular_file(path: Path, *, expected: str = "an .h5ad file") -> None
 
 
 def open_hdf5(path: Path) -> Any:
-    """The file opened for reading. Raises `InvalidFile` (E001 to E004)."""
+    """The file opened for reading. Raises `InvalidFile` (E001 to E004; E016 in commands)."""
     require_regular_file(path)
     try:
         with path.open("rb") as handle:
             head = handle.read(8)
     except OSError as error:
         raise unreadable(path, error) from error
+    ending = crash_of(path)
+    if ending is not None:
+        raise _invalid("E016", path, ending, "a file that the HDF5 library can read")
     if not h5py.is_hdf5(path):
         found = f"a file that starts with {head!r}" if head else "an empty file"
         raise _invalid("E003", path, found, "an HDF5 file")

@@ -22,6 +22,7 @@ from ..data_specs.container_write import write_vcc2025, write_vcc2026
 from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.hashing import file_facts
+from ..data_specs.hdf5_guard import guarded
 from ..data_specs.issues import Issue
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, NamedFile, named_files, open_files
@@ -344,7 +345,7 @@ def _written(
         return _write_container(build, inner, ready, manifest, threads, stop) if boxed else None
 
     # The container is compressed while the file that goes into it is validated.
-    with _background(write, threads, stop) as container:
+    with guarded(on=False), _background(write, threads, stop) as container:
         report = validate(
             inner,
             edition=edition,
@@ -361,9 +362,12 @@ def _written(
         record["validation"] = {"valid": True, "issues": [issue.to_json() for issue in issues]}
         if boxed:
             record["container"] = container.result()
+    with _background(lambda: file_facts(ready), threads) as entry:
+        if boxed:
+            # Giving back the pages of a large file takes as long as hashing the entry.
             inner.unlink()
-    record["inputs"] = facts.result()
-    record["entry"] = {"name": target.name, **file_facts(ready)}
+        record["inputs"] = facts.result()
+        record["entry"] = {"name": target.name, **entry.result()}
     following = _following(edition, target)
     beside, card = work / "manifest.json", work / "card.md"
     write_text(beside, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
