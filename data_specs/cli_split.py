@@ -155,7 +155,7 @@ def split(
     )
     if recipe is not None:
         note(
-            f"recipe {facts['recipe']}: labels {facts['labels']} (as published: same); draw: {facts['draw']}"
+            f"recipe {facts['recipe']}: labels beside the published ones: {facts['labels']}; draw: {facts['draw']}"
         )
     for _, part in written:
         for key in ("completed", "drop_uncovered"):
