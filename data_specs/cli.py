@@ -37,6 +37,10 @@ COMMANDS = {
         "Apply a published quality filter; report what went.",
     ),
     "split": ("vcbench.data_specs.cli_split:split", "Draw a split of a standard h5ad and write it as CSV."),
+    "export": (
+        "vcbench.data_specs.cli_export:export",
+        "Turn a standard h5ad back into a published layout, for example GEARS'.",
+    ),
     "panel": (
         "vcbench.data_specs.cli_panel:panel",
         "Cut a panel like the 2026 challenge's out of a data set.",

@@ -25,13 +25,23 @@ _CHUNK = 2**18
 
 
 class CsrWriter:
-    """Appends CSR row blocks to `/X` of an open file. Made by `write_h5ad_stream`."""
+    """Appends CSR row blocks to a matrix of an open file; `layers` holds the writers of its layers.
+
+    Made by `write_h5ad_stream`.
+    """
 
     def __init__(
-        self, file: h5py.File, n_vars: int, dtype: np.dtype, compression: str | None, raw: GuardedFile
+        self,
+        file: h5py.File,
+        n_vars: int,
+        dtype: np.dtype,
+        compression: str | None,
+        raw: GuardedFile,
+        location: str = "X",
     ):
         self._n_vars, self._dtype, self._raw = n_vars, dtype, raw
-        self._group: Any = file.create_group("X")
+        self.layers: dict[str, CsrWriter] = {}
+        self._group: Any = file.create_group(location)
         options: dict[str, Any] = {"maxshape": (None,), "chunks": (_CHUNK,), "track_times": False}
         if compression:
             options["compression"] = compression
@@ -78,6 +88,7 @@ def write_h5ad_stream(
     obs_names: Sequence[str] | None = None,
     var: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
+    layers: Sequence[str] = (),
     dtype: Any = np.float32,
     compression: str | None = None,
     durable: bool = True,
@@ -92,7 +103,9 @@ def write_h5ad_stream(
     obs_names
         The obs index; `"0", "1", ...` when None.
     uns
-        Nested dicts of scalars, text, None and arrays.
+        Nested dicts of scalars, text, None and arrays; stored when the block ends.
+    layers
+        Names of layers; `writer.layers[NAME]` takes their rows, as many as X gets.
     durable
         Wait until the data are on the disk.
 
@@ -106,8 +119,15 @@ def write_h5ad_stream(
     with atomic_file(path, durable=durable) as part, hdf5_output(part) as (file, raw):
         _root(file)
         writer = CsrWriter(file, len(genes), np.dtype(dtype), compression, raw)
+        for name in layers:
+            place = f"layers/{name}"
+            writer.layers[name] = CsrWriter(file, len(genes), np.dtype(dtype), compression, raw, place)
         yield writer
         writer.finish()
+        for name, layer in writer.layers.items():
+            if layer.n_rows != writer.n_rows:
+                raise ShapeError(f"layer {name} has {layer.n_rows:,} rows for {writer.n_rows:,} of X.")
+            layer.finish()
         names = [str(i) for i in range(writer.n_rows)] if obs_names is None else obs_names
         _finish(file, names, obs, genes, var, uns, writer.n_rows)
 
@@ -179,7 +199,7 @@ def _finish(
 
 
 def _mapping_group(parent: h5py.Group, key: str) -> h5py.Group:
-    group = parent.create_group(key)
+    group = parent.require_group(key)
     group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
     return group
 

@@ -37,7 +37,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(f"{path}: not a readable TOML file ({error}).") from error
 
 
-def _shipped(folder: str) -> dict[str, Any]:
+def shipped_toml(folder: str) -> dict[str, Any]:
+    """The TOML files shipped in a folder of this part, by name without the ending."""
     root = resources.files("vcbench.data_specs").joinpath(folder)
     return {
         entry.name[:-5]: entry
@@ -48,7 +49,7 @@ def _shipped(folder: str) -> dict[str, Any]:
 
 def edition_ids() -> list[str]:
     """Ids of the shipped editions, sorted."""
-    return sorted(_shipped("editions"))
+    return sorted(shipped_toml("editions"))
 
 
 def dataset_ids() -> list[str]:
@@ -74,7 +75,7 @@ def load_edition(name: str) -> Edition:
     """
     if name.endswith(".toml"):
         return parse_spec(Edition, read_toml(Path(name)), origin=name)
-    shipped = _shipped("editions")
+    shipped = shipped_toml("editions")
     if name not in shipped:
         raise UnknownName("edition", name, sorted(shipped), "vcbench list editions")
     return parse_spec(
@@ -117,7 +118,7 @@ def load_card(name: str) -> DatasetCard:
 @cache
 def _dataset_tables() -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
-    for family, entry in _shipped("datasets").items():
+    for family, entry in shipped_toml("datasets").items():
         tables |= _variants(tomllib.loads(entry.read_text(encoding="utf-8")), family)
     return dict(sorted(tables.items()))
 
