@@ -36,6 +36,13 @@ MODEL_JSON, CONSTANTS = "model.json", "constants.npz"
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
+def has_torch() -> bool:
+    """Whether the packages that deep models need are installed; imports none of them."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("torch", "safetensors"))
+
+
 def require_torch(model: str) -> None:
     """Raise `ModelError` with the extra to install when torch or safetensors is missing."""
     from importlib.util import find_spec

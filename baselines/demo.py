@@ -16,7 +16,8 @@ from ..data_specs.cli_support import force_option, note, quiet_option, run
 from ..data_specs.errors import OutputError, VCBenchError
 from ..data_specs.split_file import read_split
 from ..evaluator.cli import cli
-from .registry import default_suite
+from .deep import has_torch
+from .registry import SuiteModel, default_suite
 
 MARKER = "commands.sh"
 SIMULATION = {
@@ -29,6 +30,24 @@ SIMULATION = {
     "--depth": 4000,
 }
 LEFT_OUT = ("linear-go-spectral", "random-forest", "coexpression-neighbours")
+# A network for those who installed torch: small, without adversaries, since a demo must end within two minutes.
+NETWORK = SuiteModel(
+    "cpa-go",
+    "cpa",
+    {
+        "epochs": 20,
+        "lr": 0.005,
+        "n_latent": 32,
+        "n_hidden_encoder": 64,
+        "n_hidden_decoder": 64,
+        "n_samples": 200,
+        "validation_samples": 50,
+        "n_epochs_pretrain_ae": 20,
+        "adv_steps": 1000,
+        "validate_every": 10,
+    },
+    True,
+)
 CELLS_PER_PERTURBATION = 30
 FILES = (
     ("leaderboard.html", "the ranked table, for a browser"),
@@ -106,7 +125,10 @@ class Steps:
 @force_option
 @quiet_option
 def demo(out: Path, seed: int, force: bool, quiet: bool) -> None:
-    """Simulate a screen, train the simple baselines, pack, validate, score and compare them."""
+    """Simulate a screen, train the simple baselines, pack, validate, score and compare them.
+
+    Where torch is installed (`pip install "vcbench[train]"`), a small CPA network is trained as well.
+    """
     start = time.perf_counter()
     folder = _fresh_folder(out, force)
     steps = Steps(folder, quiet)
@@ -130,7 +152,7 @@ def run_demo(steps: Steps, seed: int) -> str:
     steps.run("data", "simulate", "-o", data, *sizes, "--seed", seed, "--gmt", gmt)
     steps.run("data", "check", data)
     steps.run("data", "split", data, "--scheme", "gears-simulation", "--seed", 1, "-o", split)
-    models = [model for model in default_suite(features=True) if model.label not in LEFT_OUT]
+    models = demo_models()
     for number, model in enumerate(models, start=1):
         steps.say(f"2/6 {model.label}: train, predict, pack, validate, score ({number} of {len(models)})")
         settings = [word for key, value in model.settings.items() for word in ("--set", f"{key}={value}")]
@@ -151,6 +173,12 @@ def run_demo(steps: Steps, seed: int) -> str:
     _pack_challenge_file(steps, best, data, split)
     steps.say("6/6 done")
     return table
+
+
+def demo_models() -> list[SuiteModel]:
+    """The models of the demo in order: the simple ones, and the network where torch is installed."""
+    simple = [model for model in default_suite(features=True) if model.label not in LEFT_OUT]
+    return [*simple, NETWORK] if has_torch() else simple
 
 
 def _score(steps: Steps, label: str, prediction: Path, data: Path, split: Path) -> None:
