@@ -97,7 +97,7 @@ def write_cells(
         run.dataset_id,
         MatrixMeta(kind, run.target_sum),
         extra={
-            "model": run.name,
+            **run.provenance,
             "refused": json.dumps(result.refused()),
             "emission": json.dumps({"seed": seed, "n_cells": n_cells, "modes": notes}),
         },

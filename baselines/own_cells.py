@@ -66,7 +66,7 @@ def write_own_cells(
         run.dataset_id,
         MatrixMeta(model.space, run.target_sum),
         extra={
-            "model": run.name,
+            **run.provenance,
             "refused": json.dumps(result.refused()),
             "cells": json.dumps({"source": "the model's own", "seed": seed, "n_cells": n_cells}),
         },

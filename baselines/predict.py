@@ -231,7 +231,7 @@ def write_prediction(
         reason=[prediction.reason[i] for i in rows],
         target_sum=run.target_sum,
         dataset_id=run.dataset_id,
-        extra={"model": run.name, "refused": json.dumps(result.refused())},
+        extra={**run.provenance, "refused": json.dumps(result.refused())},
     )
 
 

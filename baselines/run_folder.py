@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data_specs.atomic import atomic_folder
+from ..data_specs.code_version import code_commit
 from ..data_specs.errors import ModelError
 from ..data_specs.split_file import Split, read_split, write_split
 from .base import TrainingData
@@ -58,6 +59,18 @@ class Run:
     mean_effect: np.ndarray
     split: Split | None
     device: str = "cpu"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What predictions carry in `uns` of this run: the model, and as JSON its settings, inputs, commit and seed."""
+        inputs = {name: (self.inputs.get(name) or {}).get("sha256") for name in ("data", "split", "features")}
+        record = {
+            "model": self.name,
+            "settings": {**dict(self.settings), "inputs": inputs},
+            "commit": code_commit(),
+            "seed": self.seed,
+        }
+        return {"model": self.name, "run": json.dumps(record, sort_keys=True)}
 
     @property
     def dataset_id(self) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -224,6 +226,15 @@ def echo_estimate(estimate: Mapping[str, Any], *, output_format: str) -> None:
     click.echo(f"time: about {estimate['seconds']:,.0f} s with {estimate['threads']} threads")
 
 
+_COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=None)
+
+
+def command_line() -> str | None:
+    """The command line that is being run, as a shell takes it; None where Python code calls."""
+    words = _COMMAND.get()
+    return None if words is None else shlex.join(["vcbench", *words])
+
+
 def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 valid, 1 invalid, 2 usage, 3 internal error.
 
@@ -233,6 +244,7 @@ def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     unfinished outputs.
     """
     listed = sys.argv[1:] if args is None else list(args)
+    token = _COMMAND.set(tuple(listed))
     try:
         with _termination_raised(), guarded():
             return _run(group, listed, json_wanted=wants_json(listed))
@@ -242,6 +254,8 @@ def run(group: click.Group, args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return EXIT_PIPE
+    finally:
+        _COMMAND.reset(token)
 
 
 def _run(group: click.Group, args: list[str], *, json_wanted: bool) -> int:

@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False),
     help="File of `vcbench calibrate`: marks metrics that cannot tell a replicate from the mean.",
 )
+@click.option(
+    "--group-seeds",
+    is_flag=True,
+    help="One row, mean ± sd, for entries that differ by their model's seed only.",
+)
+@click.option("--commands", is_flag=True, help="Also print the exact command behind every row.")
 @click.option("--paired", is_flag=True, help="Compare two entries perturbation by perturbation.")
 @click.option("--html", type=click.Path(dir_okay=False), help="Also write a self-contained HTML page.")
 @click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also write a CSV.")
@@ -47,6 +53,8 @@ def compare(
     filler: str,
     intervals: Any,
     calibration: str | None,
+    group_seeds: bool,
+    commands: bool,
     paired: bool,
     html: str | None,
     csv_path: str | None,
@@ -63,6 +71,7 @@ def compare(
       vcbench compare results/
       vcbench compare a/ b/ c/ --by mse_top20_de --html leaderboard.html
       vcbench compare a/ b/ --paired
+      vcbench compare results/ --group-seeds --commands
       vcbench compare results/ --calibration calibration.json --intervals all
     """
     from ..data_specs.atomic import check_output
@@ -82,7 +91,13 @@ def compare(
         _show_paired(entries, columns, csv_path, output_format, found)
         return
     boards = run_compare(
-        entries, by=by, columns=columns, filler=filler, intervals=intervals, calibration=found
+        entries,
+        by=by,
+        columns=columns,
+        filler=filler,
+        intervals=intervals,
+        calibration=found,
+        group_seeds=group_seeds,
     )
     if html:
         write_html(boards, html, title=title)
@@ -96,19 +111,25 @@ def compare(
         if not board.rows:
             click.echo(f"{head}; {'; '.join(board.notes)}\n")
             continue
+        named = any(row.model for row in board.rows)
         rows = [
             [
                 row.rank if row.rank is not None else "-",
                 row.name,
+                *([row.model, (row.commit or "")[:10], " ".join(map(str, row.seeds))] if named else []),
                 *(format_cell(board, row, column) for column in board.columns),
                 row.n_filled,
             ]
             for row in board.rows
         ]
         titles = [format_column(board, column) for column in board.columns]
-        echo_table(["rank", "entry", *titles, "filled"], rows, title=head)
+        about = ["model", "commit", "seeds"] if named else []
+        echo_table(["rank", "entry", *about, *titles, "filled"], rows, title=head)
         for text in board.notes:
             click.echo(f"note: {text}")
+        for row in board.rows if commands else ():
+            for command in row.commands:
+                click.echo(f"{row.name}: {command}")
         click.echo("")
 
 

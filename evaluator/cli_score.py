@@ -30,11 +30,12 @@ from .score_options import SUBSETS
 
 if TYPE_CHECKING:
     from .scorecard import MetricValue, ScoreCard
+    from .scoring import Scored, Scorer
     from .uncertainty.bootstrap import Interval
 
 
 @click.command()
-@click.argument("pred", type=click.Path())
+@click.argument("preds", nargs=-1, required=True, metavar="PRED...", type=click.Path())
 @click.option(
     "--truth",
     "truths",
@@ -77,6 +78,12 @@ if TYPE_CHECKING:
 @click.option(
     "--target-map", type=click.Path(dir_okay=False), help="vcc2026: CSV label,gene; an empty gene means none."
 )
+@click.option(
+    "--provenance",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What made the entries, where their files do not say: model, commit, seed, command, or a setting.",
+)
 @click.option("--no-intervals", is_flag=True, help="Leave out the 95% intervals over perturbations.")
 @seed_option
 @threads_option
@@ -88,7 +95,7 @@ if TYPE_CHECKING:
 @quiet_option
 @format_option
 def score(
-    pred: str,
+    preds: tuple[str, ...],
     truths: tuple[str, ...],
     edition: str,
     profile: str | None,
@@ -103,6 +110,7 @@ def score(
     baseline: str | None,
     no_target_genes: bool,
     target_map: str | None,
+    provenance: tuple[str, ...],
     no_intervals: bool,
     seed: int,
     threads: int | None,
@@ -116,32 +124,38 @@ def score(
 ) -> None:
     """Score PRED (cells or mean effects, .h5ad or .vcc) against the truth.
 
+    Several are scored in one run that measures the truth once; --out is then the folder of their ScoreCards,
+    which `vcbench compare` ranks. One that cannot be scored does not stop the others.
+
     \b
     Examples:
       vcbench score pred.h5ad --truth real.h5ad --edition core --split split.csv -o card/
+      vcbench score a.h5ad b.h5ad --truth real.h5ad --edition core -o results/
       vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
     """
-    from .scoring import score as run_score
+    from .provenance import parse_provenance
+    from .scoring import Scorer
     from .vcc2026.targets import read_target_map
 
-    if out:
-        check_card_folder(out, force=force)
+    folders = _card_folders(preds, name=name, out=out, force=force)
     if dry_run:
         from .estimate import estimate_score
 
-        found = estimate_score(
-            pred,
-            parse_truths(truths),
-            edition=edition,
-            pert_col=pert_col,
-            threads=threads,
-            memory=memory,
-        )
-        echo_estimate(found.to_json(), output_format=output_format)
+        for pred in preds:
+            found = estimate_score(
+                pred,
+                parse_truths(truths),
+                edition=edition,
+                pert_col=pert_col,
+                threads=threads,
+                memory=memory,
+            )
+            echo_estimate(found.to_json(), output_format=output_format)
         return
-    with shown_progress(quiet) as show:
-        scored = run_score(
-            pred,
+    about = parse_provenance(provenance)
+    with (
+        shown_progress(quiet) as show,
+        Scorer(
             parse_truths(truths),
             edition=edition,
             profile=profile,
@@ -151,7 +165,6 @@ def score(
             control=control,
             context_col=context_col,
             matrix=matrix,
-            name=name,
             references=parse_references((*references, *([f"baseline={baseline}"] if baseline else []))),
             no_target_genes=no_target_genes,
             target_map=None if target_map is None else read_target_map(target_map),
@@ -161,16 +174,96 @@ def score(
             device=device,
             intervals=not no_intervals,
             progress=show,
-        )
+            keep_truth=len(preds) > 1,
+        ) as scorer,
+    ):
+        if len(preds) > 1:
+            _score_many(scorer, dict(zip(preds, folders, strict=True)), about, force, quiet, output_format)
+            return
+        scored = scorer.score(next(iter(preds)), name=name, provenance=about)
     if out:
         note(f"wrote {scored.write(out, force=force)}", quiet=quiet)
     if output_format == "json":
         echo_json(scored.card.model_dump(mode="json"))
     else:
-        _print_table(scored.card, quiet=quiet)
-        _print_terms(scored.result.tables)
-        _print_control_methods(scored.result.tables)
-        _print_leaderboard(scored.result.tables)
+        _print_scored(scored, quiet=quiet)
+
+
+def _card_folders(
+    preds: Sequence[str], *, name: str | None, out: str | None, force: bool
+) -> list[Path | None]:
+    """Where the ScoreCard of each entry goes, checked before any work: the folder itself, or one in it per entry.
+
+    Raises
+    ------
+    UsageError
+        Several entries without a folder, with one name, or two whose files have the same name.
+    OutputError
+        A folder that may not be written.
+    """
+    from ..data_specs.errors import OutputError, UsageError
+
+    if len(preds) == 1:
+        if out:
+            check_card_folder(out, force=force)
+        return [None if out is None else Path(out)]
+    if name is not None:
+        raise UsageError("--name is for one entry; several are named after their files.")
+    names = [Path(pred).name.removesuffix(".h5ad").removesuffix(".vcc") for pred in preds]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(
+            f"two entries are called {repeated[0]!r}; rename a file or score it alone with --name."
+        )
+    if out is None:
+        return [None] * len(preds)
+    folder = Path(out)
+    if (folder.exists() and not folder.is_dir()) or (folder / "scorecard.json").exists():
+        raise OutputError(
+            f"{folder}: several entries need a folder of ScoreCards; this is none. Choose another --out."
+        )
+    for name in names:
+        check_card_folder(str(folder / name), force=force)
+    return [folder / name for name in names]
+
+
+def _score_many(
+    scorer: Scorer,
+    folders: Mapping[str, Path | None],
+    about: Mapping[str, str],
+    force: bool,
+    quiet: bool,
+    output_format: str,
+) -> None:
+    """Score one entry after the other, write each ScoreCard at once; exit code 1 when one could not be scored."""
+    from ..data_specs.errors import InvalidFile, MetricError
+
+    cards, failed = [], []
+    for pred, folder in folders.items():
+        try:
+            scored = scorer.score(pred, provenance=about)
+        except (InvalidFile, MetricError) as error:
+            issues = error.issues if isinstance(error, InvalidFile) else ()
+            failed.append({"entry": pred, "error": str(error), "issues": [i.to_json() for i in issues]})
+            click.echo(f"{pred} was not scored:\n{error}", err=True)
+            continue
+        cards.append(scored.card)
+        if folder is not None:
+            note(f"wrote {scored.write(folder, force=force)}", quiet=quiet)
+        if output_format != "json":
+            _print_scored(scored, quiet=quiet)
+            click.echo()
+    if output_format == "json":
+        echo_json({"cards": [card.model_dump(mode="json") for card in cards], "failed": failed})
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _print_scored(scored: Scored, *, quiet: bool) -> None:
+    _print_table(scored.card, quiet=quiet)
+    _print_terms(scored.result.tables)
+    _print_control_methods(scored.result.tables)
+    _print_leaderboard(scored.result.tables)
 
 
 def parse_truths(texts: Sequence[str]) -> list[tuple[str | None, str]]:

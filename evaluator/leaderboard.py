@@ -45,6 +45,8 @@ class Row:
     """One line of a leaderboard: mean and n per metric, rows filled, rank (equal values share one; None: unranked).
 
     `low` and `high` bound the mean over the population of perturbations (95%); None where there is no interval.
+    A row of several seeds (`seed_groups`) has their mean and standard deviation `sd`, and its `members`. `model`,
+    `commit`, `seeds` and the exact `commands` say what made the row, where its ScoreCard knows.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Row:
     rank: int | None
     low: dict[str, float | None] = field(default_factory=dict)
     high: dict[str, float | None] = field(default_factory=dict)
+    sd: dict[str, float] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    model: str | None = None
+    commit: str | None = None
+    seeds: tuple[int, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,18 @@ class Leaderboard:
         """One row per entry: rank, name, each metric with its n, interval and calibration, n_filled."""
         records = []
         for row in self.rows:
-            record: dict[str, object] = {"rank": row.rank, "name": row.name}
+            record: dict[str, object] = {
+                "rank": row.rank,
+                "name": row.name,
+                "model": row.model,
+                "commit": row.commit,
+                "seeds": " ".join(map(str, row.seeds)),
+            }
             for column in self.columns:
                 record[column] = row.values[column]
                 record[f"{column}_n"] = row.n[column]
+                if column in row.sd:
+                    record[f"{column}_sd"] = row.sd[column]
                 if row.low:
                     record[f"{column}_low"], record[f"{column}_high"] = (
                         row.low.get(column),
@@ -92,7 +108,13 @@ class Leaderboard:
                 if column in self.calibration:
                     record[f"{column}_discriminates"] = self.calibration[column].discriminates
             records.append(
-                {**record, "n_rows": self.n_rows, "n_total": self.n_total, "n_filled": row.n_filled}
+                {
+                    **record,
+                    "n_rows": self.n_rows,
+                    "n_total": self.n_total,
+                    "n_filled": row.n_filled,
+                    "commands": "\n".join(row.commands),
+                }
             )
         return pd.DataFrame(records)
 
@@ -105,6 +127,7 @@ def compare(
     filler: str = FILLER,
     intervals: ShownIntervals = "by",
     calibration: Calibration | None = None,
+    group_seeds: bool = False,
 ) -> list[Leaderboard]:
     """The leaderboard on common rows and, when some entry refused rows, the one with filled refusals.
 
@@ -120,6 +143,8 @@ def compare(
         Which columns show their intervals in text: the ordering one, all, or none.
     calibration
         Marks the metrics that cannot tell a replicate from the mean; see `calibration_for`.
+    group_seeds
+        Show entries that differ by their model's seed only as one row; see `seed_groups`.
 
     Raises
     ------
@@ -128,8 +153,19 @@ def compare(
     """
     if any(entry.imported for entry in entries):
         local = [entry for entry in entries if not entry.imported]
-        shared = {"filler": filler, "intervals": intervals, "calibration": calibration}
-        boards = compare(local, by=by, columns=columns, **shared) if local else []
+        boards = (
+            compare(
+                local,
+                by=by,
+                columns=columns,
+                filler=filler,
+                intervals=intervals,
+                calibration=calibration,
+                group_seeds=group_seeds,
+            )
+            if local
+            else []
+        )
         return [*boards, _overall_board(entries)]
     from .generalist import applies, generalist_board
 
@@ -147,6 +183,10 @@ def compare(
     boards = [_board(entries, common, len(keys), key, shown, title="Rows that every entry predicts")]
     if len(common) < len(keys):
         boards.append(_filled_board(entries, keys, key, shown, filler))
+    if group_seeds:
+        from .seed_groups import grouped
+
+        boards = [grouped(board, entries) for board in boards]
     if applies(entries):
         boards.append(generalist_board(entries))
     listed = {"by": (key,), "all": shown, "none": ()}[intervals]
@@ -289,6 +329,7 @@ def _board(
         for name in columns:
             values[name], n[name] = _aggregate(entry, name, inside)
         found = _intervals(entry, values, inside)
+        made = entry.card.provenance
         rows.append(
             Row(
                 entry.name,
@@ -298,6 +339,10 @@ def _board(
                 None,
                 {name: interval.low for name, interval in found.items()},
                 {name: interval.high for name, interval in found.items()},
+                model=made.model,
+                commit=made.commit,
+                seeds=tuple(made.seeds[name] for name in sorted(made.seeds)),
+                commands=() if made.command is None else (made.command,),
             )
         )
     return Leaderboard(
@@ -307,7 +352,7 @@ def _board(
         by,
         columns,
         better,
-        _ranked(rows, by, better[by]),
+        ranked(rows, by, better[by]),
         len(keys),
         n_total,
         notes,
@@ -344,7 +389,8 @@ def _intervals(entry: Entry, values: dict[str, float], inside: np.ndarray) -> di
     return found
 
 
-def _ranked(rows: list[Row], by: str, better: Better) -> tuple[Row, ...]:
+def ranked(rows: Sequence[Row], by: str, better: Better) -> tuple[Row, ...]:
+    """Rows in order of one column with their ranks; the perfect reference stands first, rows without a value last."""
     sign = -1.0 if better == "higher" else 1.0
 
     def value_of(row: Row) -> float:
@@ -411,6 +457,8 @@ def format_column(board: Leaderboard, column: str) -> str:
 def format_cell(board: Leaderboard, row: Row, column: str) -> str:
     """A value with its interval, where shown, and its coverage, `(n/n_rows)`, when not all rows entered it."""
     n, text = row.n[column], format_value(row.values[column])
+    if column in row.sd:
+        text += f" ± {row.sd[column]:.2g}"
     low, high = row.low.get(column), row.high.get(column)
     if column in board.interval_columns and low is not None and high is not None:
         text += f" [{low:.4g}, {high:.4g}]"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES
 from ..data_specs.standard import MatrixKind
 
 if TYPE_CHECKING:
     from ..data_specs.split_file import Split
+    from .shared import Shared
 
+T = TypeVar("T")
 Subset = Literal["train", "validation", "test", "all"]
 SUBSETS: tuple[Subset, ...] = ("train", "validation", "test", "all")
 
@@ -49,6 +51,8 @@ class ScoreOptions:
         Declares that no perturbation (outside `target_map`) has a target gene to leave out.
     target_map
         Perturbation label to its target gene, or to None where it has none; other labels stand for themselves.
+    shared
+        Measurements of the truth that earlier entries of the same run left; None: nothing is kept.
     """
 
     split: Split | None = None
@@ -65,3 +69,8 @@ class ScoreOptions:
     references: Mapping[str, Any] = field(default_factory=dict)
     no_target_genes: bool = False
     target_map: Mapping[str, str | None] | None = None
+    shared: Shared | None = None
+
+    def remembered(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A measurement of the truth under this key: computed here, or taken from an earlier entry of the run."""
+        return compute() if self.shared is None else self.shared.get(key, compute)

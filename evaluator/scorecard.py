@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..data_specs.issues import Issue
 
-SCORECARD_VERSION = 2
+SCORECARD_VERSION = 3
 Better = Literal["higher", "lower", "none"]
 
 
@@ -50,10 +50,22 @@ class MetricValue(BaseModel):
     interval_reason: str | None = None
 
 
+class Provenance(BaseModel):
+    """What made an entry: the model with its settings and seeds, the commit of its code, the command that scored it."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    commit: str | None = None
+    command: str | None = None
+    seeds: dict[str, int] = Field(default_factory=dict)
+
+
 class ScoreCard(BaseModel):
     """Everything a reader needs to trust and repeat one scoring run.
 
-    Old versions stay readable: a field added later has a default. Version 2 added the intervals.
+    Old versions stay readable: a field added later has a default. Version 2 added the intervals, 3 the
+    provenance.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,6 +86,7 @@ class ScoreCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     timings_s: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    provenance: Provenance = Field(default_factory=Provenance)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data_specs.cli_support import command_line
 from ..data_specs.errors import InvalidFile, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue, has_errors, sort_issues
@@ -27,8 +28,10 @@ from .kernels.devices import checked_device
 from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
 from .profiles import resolve_profile
+from .provenance import provenance_of
 from .score_options import SUBSETS, ScoreOptions, Subset
-from .scorecard import ScoreCard, ScoreResult, write_scorecard
+from .scorecard import Provenance, ScoreCard, ScoreResult, write_scorecard
+from .shared import Shared
 from .uncertainty.intervals import with_intervals
 from .validation import OpenEntry, opened_entry, validate
 
@@ -77,6 +80,7 @@ def score(
     no_target_genes: bool = False,
     target_map: Mapping[str, str | None] | None = None,
     intervals: bool = True,
+    provenance: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Scored:
     """Score predictions against real cells.
@@ -104,6 +108,8 @@ def score(
         See `ScoreOptions`.
     intervals
         Whether aggregated values get 95% intervals over perturbations (`uncertainty.intervals`).
+    provenance
+        What made the entry, where its file does not say: `model`, `commit`, `seed`, `command`, and settings.
     progress
         Called with (done, total, text).
 
@@ -121,62 +127,121 @@ def score(
     MetricError
         A metric could not be computed on valid input.
     """
-    if subset not in SUBSETS:
-        raise UsageError(f"subset {subset!r} is none of {', '.join(SUBSETS)}.")
-    rules = load_edition(edition) if isinstance(edition, str) else edition
-    chosen = resolve_profile(rules, profile)
-    options = ScoreOptions(
-        split=split if isinstance(split, Split) or split is None else read_split(split),
-        subset=subset,
-        pert_col=pert_col,
-        control=control,
-        context_col=context_col,
-        matrix=matrix,
-        seed=seed,
-        threads=threads,
-        block_bytes=bytes_per_block(memory) if block_bytes is None else block_bytes,
-        memory=memory,
-        device=checked_device(device),
-        references=dict(references or {}),
-        no_target_genes=no_target_genes,
-        target_map=target_map,
-    )
-    timings: dict[str, float] = {}
-    started = time.perf_counter()
-    truth_items = listed_truths(truth)
-    if len(truth_items) > 1 and context_col is None and rules.file.context_column is None:
-        # Rows of several files are never pooled, also where the edition knows no contexts.
-        options = replace(options, context_col=CONTEXT_COLUMN)
-    with ExitStack() as stack:
-        tables = holds_tables(rules)
-        entry, problems = (None, []) if tables else _opened_entry(pred, stack)
-        issues = _validated(entry or pred, problems, truth_items, rules, options)
-        pred_source = entry.source if entry else _open(pred, "prediction", stack, tables=tables)
-        timings["validate"] = time.perf_counter() - started
-        truths = [
-            (context, _open_truth(item, context or "truth", rules, stack)) for context, item in truth_items
-        ]
-        measured = time.perf_counter()
-        truth_source = _one_truth(truths, rules, options)
-        result = load_pipeline(rules.scoring.pipeline)(
-            pred_source,
-            truth_source,
-            edition=rules,
-            profile=chosen,
-            options=options,
-            progress=progress or _no_progress,
+    arguments = {key: value for key, value in locals().items() if key not in ("pred", "name", "provenance")}
+    with Scorer(**arguments, keep_truth=False) as scorer:
+        return scorer.score(pred, name=name, provenance=provenance)
+
+
+class Scorer:
+    """A truth opened, checked and measured once, against which any number of entries are scored, one after the other.
+
+    Use it as a context manager. Arguments are those of `score`; every result is what `score` gives for the entry alone.
+    Without `keep_truth` nothing measured of the truth is kept between entries.
+    """
+
+    def __init__(
+        self,
+        truth: Any,
+        *,
+        edition: str | Edition = "core",
+        profile: str | None = None,
+        split: PathLike | Split | None = None,
+        subset: Subset = "test",
+        pert_col: str | None = None,
+        control: str | None = None,
+        context_col: str | None = None,
+        matrix: MatrixKind | None = None,
+        seed: int = 0,
+        threads: int | None = None,
+        block_bytes: int | None = None,
+        memory: int | None = None,
+        device: str = "cpu",
+        references: Mapping[str, Any] | None = None,
+        no_target_genes: bool = False,
+        target_map: Mapping[str, str | None] | None = None,
+        intervals: bool = True,
+        progress: Progress | None = None,
+        keep_truth: bool = True,
+    ):
+        if subset not in SUBSETS:
+            raise UsageError(f"subset {subset!r} is none of {', '.join(SUBSETS)}.")
+        self._rules = load_edition(edition) if isinstance(edition, str) else edition
+        self._profile, self._chosen = profile, resolve_profile(self._rules, profile)
+        self._truth_items = listed_truths(truth)
+        if len(self._truth_items) > 1 and context_col is None and self._rules.file.context_column is None:
+            # Rows of several files are never pooled, also where the edition knows no contexts.
+            context_col = CONTEXT_COLUMN
+        self._options = ScoreOptions(
+            split=split if isinstance(split, Split) or split is None else read_split(split),
+            subset=subset,
+            pert_col=pert_col,
+            control=control,
+            context_col=context_col,
+            matrix=matrix,
+            seed=seed,
+            threads=threads,
+            block_bytes=bytes_per_block(memory) if block_bytes is None else block_bytes,
+            memory=memory,
+            device=checked_device(device),
+            references=dict(references or {}),
+            no_target_genes=no_target_genes,
+            target_map=target_map,
+            shared=Shared() if keep_truth else None,
         )
-        timings["measure"] = time.perf_counter() - measured
-        if intervals:
-            resampled = time.perf_counter()
-            family = chosen.family or rules.scoring.pipeline
-            result = with_intervals(result, edition=rules, family=family, seed=seed)
-            timings["intervals"] = time.perf_counter() - resampled
-        inputs = _inputs(pred, pred_source, truths, split)
-    timings["total"] = time.perf_counter() - started
-    label = name or _stem(pred_source)
-    card = _card(label, rules, profile, options, result, [*issues, *result.issues], inputs, timings)
-    return Scored(card, result)
+        self._split, self._intervals, self._progress = split, intervals, progress or _no_progress
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def score(
+        self, pred: Any, *, name: str | None = None, provenance: Mapping[str, str] | None = None
+    ) -> Scored:
+        """The ScoreCard of one entry and its tables; see the function `score`."""
+        rules, options = self._rules, self._options
+        timings: dict[str, float] = {}
+        started = time.perf_counter()
+        with ExitStack() as stack:
+            tables = holds_tables(rules)
+            entry, problems = (None, []) if tables else _opened_entry(pred, stack)
+            issues = _validated(entry or pred, problems, self._truth_items, rules, options)
+            pred_source = entry.source if entry else _open(pred, "prediction", stack, tables=tables)
+            made = provenance_of(pred_source, provenance, command=command_line())
+            timings["validate"] = time.perf_counter() - started
+            truths, truth_source = options.remembered("truth", self._opened_truth)
+            measured = time.perf_counter()
+            result = load_pipeline(rules.scoring.pipeline)(
+                pred_source,
+                truth_source,
+                edition=rules,
+                profile=self._chosen,
+                options=options,
+                progress=self._progress,
+            )
+            timings["measure"] = time.perf_counter() - measured
+            if self._intervals:
+                resampled = time.perf_counter()
+                family = self._chosen.family or rules.scoring.pipeline
+                result = with_intervals(result, edition=rules, family=family, seed=options.seed)
+                timings["intervals"] = time.perf_counter() - resampled
+            inputs = {"prediction": _described(pred_source)}
+            inputs |= options.remembered("inputs", lambda: _truth_inputs(truths, self._split))
+        timings["total"] = time.perf_counter() - started
+        label = name or _stem(pred_source)
+        card = _card(
+            label, rules, self._profile, options, result, [*issues, *result.issues], inputs, timings, made
+        )
+        return Scored(card, result)
+
+    def _opened_truth(self) -> tuple[list[tuple[str | None, Any]], Any]:
+        truths = [
+            (context, _open_truth(item, context or "truth", self._rules, self._stack))
+            for context, item in self._truth_items
+        ]
+        return truths, _one_truth(truths, self._rules, self._options)
 
 
 def holds_tables(edition: Edition) -> bool:
@@ -223,12 +288,10 @@ def _validated(
 
     `problems` says why the prediction could not be opened; it is validated only without them.
     """
+
     # vcc2026 has its own rules for scoring (controls, any number of cells); the entry's are those of
     # `vcbench validate`. The entry rules of a challenge (no controls, a cap on cells) are not rules for its truth.
-    items = [] if problems or edition.scoring.pipeline == "vcc2026" else [pred]
-    items += [item for _, item in truths if edition.scoring.pipeline in ("core", "openproblems")]
-    issues = list(problems)
-    for item in items:
+    def of(item: Any) -> list[Issue]:
         report = validate(
             item,
             edition=edition,
@@ -238,7 +301,16 @@ def _validated(
             matrix=options.matrix,
             block_bytes=options.block_bytes,
         )
-        issues += report.issues
+        return list(report.issues)
+
+    def of_truths() -> list[Issue]:
+        checked = edition.scoring.pipeline in ("core", "openproblems")
+        return [issue for _, item in truths for issue in of(item)] if checked else []
+
+    issues = list(problems)
+    if not problems and edition.scoring.pipeline != "vcc2026":
+        issues += of(pred)
+    issues += options.remembered("truth issues", of_truths)
     if has_errors(issues):
         raise InvalidFile(sort_issues(issues))
     return issues
@@ -297,13 +369,10 @@ def _stem(source: Source) -> str:
     return source.path.name.removesuffix(".h5ad").removesuffix(".vcc")
 
 
-def _inputs(
-    pred: Any,
-    pred_source: Source,
-    truths: list[tuple[str | None, Part | Bundle]],
-    split: PathLike | Split | None,
+def _truth_inputs(
+    truths: list[tuple[str | None, Part | Bundle]], split: PathLike | Split | None
 ) -> dict[str, dict[str, Any]]:
-    out = {"prediction": _described(pred_source)}
+    out: dict[str, dict[str, Any]] = {}
     for context, source in truths:
         key = "truth" if len(truths) == 1 else f"truth:{context or source.name}"
         out[key] = _described(source) | ({"context": context} if context else {})
@@ -351,6 +420,7 @@ def _card(
     issues: list[Issue],
     inputs: dict[str, dict[str, Any]],
     timings: dict[str, float],
+    provenance: Provenance,
 ) -> ScoreCard:
     asked = {
         "subset": options.subset if options.split else None,
@@ -380,4 +450,5 @@ def _card(
         },
         timings_s={key: round(value, 3) for key, value in timings.items()},
         notes=list(result.notes),
+        provenance=provenance,
     )

@@ -77,9 +77,14 @@ def open_pairs(
         sides = {}
         for done, role in enumerate(("truth", "pred")):
             progress(done, 2, f"reading {tables[role].source.name}")
-            side, problems, notes = _open_side(
-                role, tables[role], context, targets, control, edition=edition, options=options
-            )
+
+            def opened(role: str = role, context: str = context, targets: tuple[str, ...] = targets):
+                return _open_side(
+                    role, tables[role], context, targets, control, edition=edition, options=options
+                )
+
+            key = ("cell-eval side", context, targets)
+            side, problems, notes = options.remembered(key, opened) if role == "truth" else opened()
             issues += problems
             warnings += notes
             sides[role] = side

@@ -80,7 +80,7 @@ def score_celleval(
             scored, warnings = score_bundles(pred, truth, specs, edition, options, progress)
         else:
             pairs, warnings = open_pairs(pred, truth, edition=edition, options=options, progress=progress)
-            scored = [_score_pair(pair, specs, rules, progress) for pair in pairs]
+            scored = [_score_pair(pair, specs, rules, options, progress) for pair in pairs]
     joined = {name: np.ma.concatenate([part.columns[name] for part in scored]) for name in specs}
     reasons = {name: text for part in scored for name, text in part.reasons.items()}
     cells = np.concatenate([part.cells_truth for part in scored])
@@ -210,10 +210,16 @@ def _unavailable(name: str, panel: Panel) -> str:
 
 
 def _score_pair(
-    pair: Pair, specs: Mapping[str, MetricSpec], rules: Rules, progress: Progress
+    pair: Pair, specs: Mapping[str, MetricSpec], rules: Rules, options: ScoreOptions, progress: Progress
 ) -> ContextColumns:
     progress(0, 2, "group means and rank sums")
-    panel = build_panel(pair.pred, pair.truth, rules, with_de=needs_de(specs))
+    with_de = needs_de(specs)
+    truth = options.remembered(
+        ("cell-eval truth", pair.context, pair.truth.targets),
+        lambda: PanelSide.of(pair.truth, measure(pair.truth, rules, with_de=with_de), rules),
+    )
+    pred = PanelSide.of(pair.pred, measure(pair.pred, rules, with_de=with_de), rules)
+    panel = Panel(pair.truth.targets, pair.truth.source.genes, pred, truth, rules)
     verdicts = [side_verdict(pair.context, side) for side in (pair.truth, pair.pred)]
     return score_panel(pair.context, panel, specs, verdicts, progress)
 

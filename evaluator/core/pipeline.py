@@ -78,10 +78,12 @@ def score_core(
     parameters = edition.scoring.parameters
     pair = match(pred, truth, edition=edition, options=options)
     progress(0, 1, "reading the truth and the prediction")
-    bulks = collect_bulks(pair, block_bytes=options.block_bytes)
+    bulks = collect_bulks(pair, options)
     predicted = [key for key in pair.evaluated if key not in pair.refused]
     alpha = float(parameters["de_alpha"])
-    de = {key: bulks.de_of(pair, key, alpha) for key in pair.evaluated}
+    de = options.remembered(
+        ("core de", pair.evaluated), lambda: {key: bulks.de_of(pair, key, alpha) for key in pair.evaluated}
+    )
     if family == "gears":
         from .gears_rows import gears_rows
 
@@ -116,7 +118,7 @@ def _specs(family: str, profile: Profile) -> list[MetricSpec]:
     return [known[name] for name in profile.metrics]
 
 
-def collect_bulks(pair: Pair, *, block_bytes: int) -> Bulks:
+def collect_bulks(pair: Pair, options: ScoreOptions) -> Bulks:
     """One pass over each file: moments of the evaluated rows, the training rows and the controls of all contexts.
 
     Raises `MetricError` when a mean is not finite.
@@ -124,8 +126,11 @@ def collect_bulks(pair: Pair, *, block_bytes: int) -> Bulks:
     controls = [key for key in pair.truth.keys if key[1] == CONTROL]
     truth_keys = sorted({*pair.evaluated, *pair.train, *controls})
     pred_keys = [key for key in pair.evaluated if key not in pair.refused]
-    truth = sorted_moments(pair.truth, truth_keys, block_bytes=block_bytes)
-    pred = sorted_moments(pair.pred, pred_keys, block_bytes=block_bytes)
+    truth = options.remembered(
+        ("core moments", tuple(truth_keys)),
+        lambda: sorted_moments(pair.truth, truth_keys, block_bytes=options.block_bytes),
+    )
+    pred = sorted_moments(pair.pred, pred_keys, block_bytes=options.block_bytes)
     for side, moments in ((pair.truth, truth), (pair.pred, pred)):
         if not np.isfinite(moments.mean).all():
             raise MetricError(f"{side.source.name}: X holds values that are not finite.")
@@ -147,14 +152,20 @@ def _core_rows(
     references = training_references(pair, bulks)
     cells: list[Cells | Null] = [NO_CELLS] * len(predicted)
     if has_cells and "cells" in needs and predicted:
-        space = fit_space(
-            pair.truth,
-            n_components=int(parameters["pca_components"]),
-            seed=options.seed,
-            block_bytes=options.block_bytes,
+        space = options.remembered(
+            ("core space", pair.truth.keys),
+            lambda: fit_space(
+                pair.truth,
+                n_components=int(parameters["pca_components"]),
+                seed=options.seed,
+                block_bytes=options.block_bytes,
+            ),
         )
         ours = space.project(pair.pred, predicted, block_bytes=options.block_bytes)
-        theirs = space.project(pair.truth, predicted, block_bytes=options.block_bytes)
+        theirs = options.remembered(
+            ("core cells", tuple(predicted)),
+            lambda: space.project(pair.truth, predicted, block_bytes=options.block_bytes),
+        )
         cells = [Cells(p, t) for p, t in zip(ours, theirs, strict=True)]
     position = {str(gene): i for i, gene in enumerate(pair.genes)}
     alpha = float(parameters["de_alpha"])

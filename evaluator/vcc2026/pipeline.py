@@ -128,7 +128,9 @@ def _score_cells(
     rule: TargetRule,
     progress: Progress,
 ) -> tuple[list[ContextResult], list[str]]:
-    truths = read_truth(truth, columns, options, put_off=needs_de(names))
+    truths = options.remembered(
+        "2026 cells", lambda: read_truth(truth, columns, options, put_off=needs_de(names))
+    )
     matched, notes = match_prediction(
         pred,
         columns,
@@ -140,7 +142,10 @@ def _score_cells(
     results = []
     for context, cells in zip(truths, matched, strict=True):
         shown = replace(context, cells=_with_progress(context.cells, progress, f"truth {context.context}"))
-        real = measure_real(shown, need_de=needs_de(names), threads=options.threads)
+        real = options.remembered(
+            ("2026 truth", context.context),
+            lambda shown=shown: measure_real(shown, need_de=needs_de(names), threads=options.threads),
+        )
         cells = _with_progress(cells, progress, f"prediction {context.context}")
         results.append(score_context(cells, real, names, rule, threads=options.threads, truth=context))
     return results, notes

@@ -35,6 +35,13 @@ def test_a_version_1_card_has_no_intervals():
     assert card.score_interval is None
 
 
+@pytest.mark.parametrize("name", ["v2_core_means", "v2_vcc2026"])
+def test_a_version_2_card_has_intervals_and_no_provenance(name):
+    card = read_scorecard(FOLDER / f"{name}.json")
+    assert any(value.low is not None for value in card.metrics.values())
+    assert card.provenance.model is None and card.provenance.seeds == {}
+
+
 def test_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "scorecard.json"
     stored = json.loads(CARDS[0].read_text()) | {"scorecard_version": SCORECARD_VERSION + 1}
