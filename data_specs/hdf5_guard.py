@@ -88,6 +88,7 @@ def _spawned(path: Path) -> int:
 def walk(path: str | os.PathLike[str]) -> int:
     """Touch everything of an HDF5 file but its large data; returns the number of objects. Damage is passed over."""
     import h5py
+    from h5py import h5o
 
     n_objects = 0
     with contextlib.suppress(Exception), h5py.File(path, "r") as file:
@@ -104,7 +105,7 @@ def walk(path: str | os.PathLike[str]) -> int:
                         with contextlib.suppress(Exception):
                             if isinstance(node.get(name, getlink=True), h5py.HardLink):
                                 child = node[name]
-                                place = h5py.h5o.get_info(child.id).addr
+                                place = h5o.get_info(child.id).addr
                                 if place not in seen:
                                     seen.add(place)
                                     waiting.append(child)
