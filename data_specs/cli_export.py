@@ -23,7 +23,10 @@ from .cli_support import shown_progress as shown
     "layout",
     required=True,
     metavar="LAYOUT|TOML",
-    help="gears, scperturb, celleval, vcc2025, vcc2026, or a layout of your own.",
+    help="gears, scperturb, celleval, vcc2025, vcc2026, a layout of your own; `published`: as before conversion.",
+)
+@click.option(
+    "--spec", metavar="ID|TOML", help="published: the spec that converted FILE, when it is your own."
 )
 @click.option(
     "--rankings/--no-rankings",
@@ -36,24 +39,35 @@ from .cli_support import shown_progress as shown
 @force_option
 @quiet_option
 def export(
-    file: str, layout: str, rankings: bool, out: str, output_format: str, force: bool, quiet: bool
+    file: str,
+    layout: str,
+    spec: str | None,
+    rankings: bool,
+    out: str,
+    output_format: str,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Turn a standard h5ad back into a published layout; published columns get their names back.
 
     \b
-    Example: vcbench data export norman.h5ad --to gears -o norman/perturb_processed.h5ad
+    Examples:
+      vcbench data export norman.h5ad --to gears -o norman/perturb_processed.h5ad
+      vcbench data export norman.h5ad --to published -o norman_published.h5ad
     """
+    from .errors import UsageError
     from .export import export as export_file
+    from .export_published import PUBLISHED, export_published
+
+    if spec is not None and layout != PUBLISHED:
+        raise UsageError("--spec names the spec that converted FILE, so it needs --to published.")
 
     with shown(quiet) as show:
-        done = export_file(
-            file,
-            layout,
-            out=out,
-            rankings=rankings,
-            force=force,
-            on_rows=None if show is None else lambda n, total: show(n, total, "cells"),
-        )
+        on_rows = None if show is None else lambda n, total: show(n, total, "cells")
+        if layout == PUBLISHED:
+            done = export_published(file, spec, out=out, force=force, on_rows=on_rows)
+        else:
+            done = export_file(file, layout, out=out, rankings=rankings, force=force, on_rows=on_rows)
     facts = {
         "out": str(done.path),
         "layout": done.layout,

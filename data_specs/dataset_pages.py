@@ -73,6 +73,7 @@ def dataset_page(spec: DatasetCard) -> str:
         commands += [
             f"vcbench data check FILE.h5ad --spec {spec.id}",
             f"vcbench data convert FILE.h5ad --spec {spec.id} -o OUT.h5ad",
+            "vcbench data export OUT.h5ad --to gears -o GEARS.h5ad",
         ]
     if commands:
         lines += ["", "## Commands", "", "```", *commands, "```"]

@@ -69,7 +69,7 @@ class Export:
 
 
 @dataclass
-class _Plan:
+class Plan:
     """What is written: columns of the kept cells, the kind of X, the layer of counts, the groups of rankings."""
 
     keep: np.ndarray
@@ -139,12 +139,12 @@ def export(
     if has_errors(issues):
         raise InvalidFile(issues)
     with H5ad(src) as file:
-        meta = _cells_meta(file)
+        meta = cells_meta(file)
         problems = _layout_issues(file, meta, layout)
         if problems:
             raise InvalidFile(sort_issues(problems))
         plan = _plan(file, meta, layout, rankings)
-        _write(file, meta, layout.id, plan, target, block_bytes, on_rows)
+        write_plan(file, meta, layout.id, plan, target, block_bytes, on_rows)
         return Export(
             path=target,
             layout=layout.id,
@@ -158,7 +158,7 @@ def export(
         )
 
 
-def _cells_meta(file: H5ad) -> StandardMeta:
+def cells_meta(file: H5ad) -> StandardMeta:
     meta = read_meta(file)
     if meta is None or meta.rows != "cell":
         raise UsageError(
@@ -249,14 +249,14 @@ def _composed(label: str, layout: Layout) -> str:
     return (rules.separator or "").join(parts)
 
 
-def _plan(file: H5ad, meta: StandardMeta, layout: Layout, rankings: bool) -> _Plan:
+def _plan(file: H5ad, meta: StandardMeta, layout: Layout, rankings: bool) -> Plan:
     labels = file.labels(PERTURBATION)
     controls = rows_of(labels, CONTROL)
     keep = ~controls if layout.controls == "drop" else np.ones(file.n_obs, dtype=bool)
     obs, restored = restored_columns(file, meta, keep, OWN_COLUMNS)
     for standard, name in layout.columns.items():
         if standard in file.obs_columns and name not in restored:
-            obs[name] = _column(file, standard, keep)
+            obs[name] = kept_column(file, standard, keep)
     if layout.context_column is not None and layout.context_column not in restored:
         obs[layout.context_column] = taken_labels(file.labels(CONTEXT), keep)
     written = taken_labels(written_labels(labels, file.labels(LABEL_SOURCE), layout), keep)
@@ -264,7 +264,7 @@ def _plan(file: H5ad, meta: StandardMeta, layout: Layout, rankings: bool) -> _Pl
     for name, rule in layout.derived.items():
         obs[name] = _derived(rule, layout, obs, written, labels.codes[keep], labels)
     genes = file.genes.tolist()
-    plan = _Plan(
+    plan = Plan(
         keep=keep,
         obs=obs,
         genes=genes,
@@ -295,13 +295,13 @@ def restored_columns(
     obs: dict[str, Any] = {}
     for column in file.obs_columns:
         if column in names:
-            obs[names[column]] = _column(file, column, keep)
+            obs[names[column]] = kept_column(file, column, keep)
         elif column not in skip:
-            obs.setdefault(column, _column(file, column, keep))
+            obs.setdefault(column, kept_column(file, column, keep))
     return obs, [names[c] for c in file.obs_columns if c in names]
 
 
-def _column(file: H5ad, name: str, keep: np.ndarray) -> Any:
+def kept_column(file: H5ad, name: str, keep: np.ndarray) -> Any:
     values = file.values(name)
     return taken_labels(file.labels(name), keep) if values.dtype == object else values[keep]
 
@@ -333,11 +333,11 @@ def _var(file: H5ad, layout: Layout) -> dict[str, Any]:
     return var
 
 
-def _write(
+def write_plan(
     file: H5ad,
     meta: StandardMeta,
     layout_id: str,
-    plan: _Plan,
+    plan: Plan,
     target: Path,
     block_bytes: int,
     on_rows: OnRows | None,

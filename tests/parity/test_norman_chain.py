@@ -1,4 +1,4 @@
-"""The real Norman subset through check, convert, filter and split; cell-gears' own loader reads the result alike."""
+"""The real Norman subset through check, convert, filter, split and export; cell-gears' own loader reads the result alike."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from parity.official import tool_python
 from vcbench.data_specs.gmt import read_gmt
-from vcbench.data_specs.splits.gears import condition_genes, condition_of
+from vcbench.data_specs.splits.gears import condition_genes
 
 pytestmark = pytest.mark.parity
 ROOT = Path(__file__).parents[1]
@@ -33,22 +32,6 @@ def vcbench(*words, cwd):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
-
-
-def gears_layout(path, out):
-    """The file as GEARS reads it: condition strings, gene_name, CSR float32 of ln(1 + counts scaled)."""
-    cells = ad.read_h5ad(path)
-    pairs = zip(cells.obs["perturbation"], cells.obs["label_source"], strict=True)
-    condition = [condition_of(str(name), str(source)) for name, source in pairs]
-    x = sp.csr_matrix(cells.X, dtype=np.float64)
-    totals = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1.0)
-    x = sp.csr_matrix(sp.diags(cells.uns["vcbench"]["matrix"]["target_sum"] / totals) @ x)
-    x.data = np.log1p(x.data)
-    obs = pd.DataFrame({"condition": condition, "cell_type": "K562"}, index=cells.obs_names)
-    genes = [str(gene) for gene in cells.var_names]
-    made = ad.AnnData(x.astype(np.float32), obs=obs, var=pd.DataFrame({"gene_name": genes}, index=genes))
-    made.write_h5ad(out)
-    return made
 
 
 @pytest.mark.parametrize("recipe", [None, "perturbench"])
@@ -94,7 +77,9 @@ def test_cell_gears_reads_the_converted_filtered_and_split_subset(tmp_path, reci
     record = vcbench(*split, "-o", "split.csv", "--format", "json", cwd=tmp_path)["splits"][0]
     rows = pd.read_csv(tmp_path / "split.csv", keep_default_na=False)
 
-    made = gears_layout(tmp_path / file, tmp_path / "gears.h5ad")
+    export = ("data", "export", file, "--to", "gears", "-o", "gears.h5ad", "--format", "json")
+    assert vcbench(*export, cwd=tmp_path)["matrix"] == "log1p"
+    made = ad.read_h5ad(tmp_path / "gears.h5ad")
     conditions = list(dict.fromkeys(made.obs["condition"]))
     wanted = {*made.var_names, *(gene for name in conditions for gene in condition_genes(name))}
     terms = {gene: sorted(found) for gene, found in read_gmt(GMT).items() if gene in wanted}
