@@ -1,4 +1,4 @@
-"""The real Norman subset through check, convert, filter, split and export; cell-gears' own loader reads the result alike."""
+"""The real Norman subset through check, convert, filter, split and export; cell-gears reads the result alike."""
 
 from __future__ import annotations
 
