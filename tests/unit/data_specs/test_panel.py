@@ -69,6 +69,25 @@ def test_panel_to_score(screen, tmp_path):
     assert card.metrics["pds_cosine"].value == pytest.approx(1.0)
 
 
+@pytest.mark.slow
+def test_a_panel_of_full_size_passes_the_edition_as_it_is(tmp_path):
+    """18,533 genes, 400 cells per target, 20,000 counts: no rule of vcc2026 is changed."""
+    from vcbench.submission.packing import pack
+
+    spec = SimulationSpec(genes=18533, singles=3, doubles=0, cells=420, controls=300, depth=60000.0)
+    simulate_dataset(tmp_path / "screen.h5ad", spec, 0)
+    panel = simulate_panel(tmp_path / "screen.h5ad", tmp_path / "p").folder
+    truth = ad.read_h5ad(panel / "truth.h5ad")
+    truth[truth.obs["target_gene"] != "non-targeting"].copy().write_h5ad(tmp_path / "pred.h5ad")
+    options = {"contexts": ["A"], "genes": panel / "gene_names.csv", "perts": panel / "pert_counts.csv"}
+    pack(tmp_path / "pred.h5ad", "vcc2026", out=tmp_path / "e.vcc", **options)
+    report = validate(tmp_path / "e.vcc", edition="vcc2026", **options)
+    assert report.valid and not report.issues
+    card = score(tmp_path / "e.vcc", panel / "truth.h5ad", edition="vcc2026").card
+    assert card.metrics["pds_cosine"].value == 1.0
+    assert card.metrics["de_wilcoxon_sig_jaccard"].value == 1.0
+
+
 def test_what_cannot_be_cut(screen, tmp_path):
     for options, text in (({"contexts": ["C"]}, "no context"), ({"cells": 31}, "lower --cells")):
         with pytest.raises(UsageError, match=text):
