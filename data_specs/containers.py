@@ -303,7 +303,8 @@ def _meta(stream: IO[bytes], member: Member) -> tuple[dict[str, Any], str]:
         return {}, f"{member.size:,} bytes (limit {MAX_META_BYTES:,})"
     try:
         value = json.loads(read_member(stream, member, MAX_META_BYTES).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits is a ValueError of its own.
         return {}, str(error)
     if not isinstance(value, dict) or value.get("schema") != 1:
         return {}, "no object with schema 1"

@@ -189,8 +189,9 @@ class H5ad:
     @property
     def groups(self) -> tuple[str, ...]:
         """Non-empty top-level groups other than X, obs, var (layers, obsm, raw, ...)."""
-        rest = (key for key in self._file if key not in ("X", "obs", "var"))
-        return tuple(key for key in rest if not is_group(self._file[key]) or len(self._file[key]))
+        rest = {key: self._file.get(key) for key in self._file if key not in ("X", "obs", "var")}
+        # A link that leads nowhere has no node; an empty group would be skipped all the same.
+        return tuple(k for k, node in rest.items() if node is not None and (not is_group(node) or len(node)))
 
     @property
     def entries(self) -> tuple[str, ...]:

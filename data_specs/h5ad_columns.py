@@ -71,15 +71,21 @@ def member_name(key: str | bytes) -> str:
 
 
 def read_strings(node: Any) -> np.ndarray:
-    return np.array([str(v) for v in read_values(node)], dtype=object)
+    values = read_values(node)
+    if np.ndim(values) != 1:
+        raise _bad_column(node, f"an array of {np.ndim(values)} dimensions")
+    return np.array([str(v) for v in values], dtype=object)
 
 
 def read_values(node: Any) -> np.ndarray:
     """A dataset or nullable group as an array; text as str objects, masked entries as None."""
     if is_group(node):
         if "values" in node and "mask" in node:
-            values = read_values(node["values"]).astype(object)
-            values[node["mask"][()].astype(bool)] = None
+            values, mask = read_values(node["values"]), node["mask"]
+            if is_group(mask) or np.shape(values) != mask.shape:
+                raise _bad_column(node, "a mask of another shape than the values")
+            values = np.asarray(values).astype(object)
+            values[mask[()].astype(bool)] = None
             return values
         if "codes" in node:
             return read_categorical(node).values()
@@ -93,6 +99,8 @@ def read_values(node: Any) -> np.ndarray:
 
 
 def read_categorical(node: Any) -> Labels:
+    if "categories" not in node or is_group(node["codes"]) or node["codes"].ndim != 1:
+        raise _bad_column(node, "codes or categories that are no arrays")
     codes, categories = node["codes"][()], read_strings(node["categories"])
     if codes.dtype.kind not in "iu":
         raise _bad_column(node, f"codes of dtype {codes.dtype}")

@@ -222,6 +222,51 @@ def test_a_column_that_cannot_be_read(paths, tmp_path):
     expect(report, "E012", found="'wonder'", only=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("codes", None, "no arrays"),
+        ("codes", np.zeros((28, 2), int), "no arrays"),
+        ("categories", np.float64(1), "0 dimensions"),
+        ("categories", np.zeros((2, 2)), "2 dimensions"),
+        ("categories", None, "None"),
+    ],
+)
+def test_codes_and_categories_that_are_no_lists(key, value, found, paths, tmp_path):
+    def change(file):
+        node = file["obs/target_gene"]
+        del node[key]
+        if value is None:
+            node.create_group(key)
+        else:
+            node.create_dataset(key, data=value)
+
+    report = check(paths, defect(paths.entry, tmp_path / "bad.h5ad", change))
+    assert not report.valid and expect(report, "E012", found=found)
+
+
+def test_a_mask_of_another_length(paths, tmp_path):
+    def change(file):
+        del file["obs/target_gene"]
+        group = file.create_group("obs/target_gene")
+        group.attrs["encoding-type"] = "nullable-string-array"
+        group.create_dataset("values", data=np.array([b"G000"] * 28))
+        group.create_dataset("mask", data=np.zeros(27, bool))
+
+    report = check(paths, defect(paths.entry, tmp_path / "bad.h5ad", change))
+    assert expect(report, "E012", found="a mask of another shape")
+
+
+def test_links_that_lead_nowhere_are_passed_over(paths, tmp_path):
+    def change(file):
+        del file["uns"]
+        file["uns"] = h5py.SoftLink("/nowhere")
+        file["more"] = h5py.ExternalLink("none.h5", "/")
+
+    report = check(paths, defect(paths.entry, tmp_path / "bad.h5ad", change))
+    assert report.valid
+
+
 def test_cells_per_group_are_facts(paths):
     facts = check(paths).facts
     assert facts["cells_per_group"] == {"min": CELLS, "median": float(CELLS), "max": CELLS}

@@ -90,7 +90,10 @@ def test_2026_container_by_meta(payload, plain, tmp_path):
     assert [(issue.code, issue.found) for issue in wrong_year] == [("E540", "vcc2026")]
 
 
-@pytest.mark.parametrize("meta", [b"{", b"[1]", b'{"schema": 2}', b"\xff", b" " * 70_000])
+@pytest.mark.parametrize(
+    "meta",
+    [b"{", b"[1]", b'{"schema": 2}', b"\xff", b" " * 70_000, b'{"schema": 1, "nnz": ' + b"9" * 5000 + b"}"],
+)
 def test_unreadable_meta_is_unknown_not_an_error(meta, payload, tmp_path):
     path = write_tar(tmp_path / "a.vcc", [("meta.json", meta), ("pred.h5ad.zst", payload)])
     with open_entry(path) as entry:
