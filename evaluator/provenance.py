@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..data_specs.code_version import code_commit
 from ..data_specs.errors import UsageError
 from .scorecard import Provenance
 
@@ -47,7 +46,7 @@ def provenance_of(
     return Provenance(
         model=None if model is None else str(model),
         settings=settings,
-        commit=given.get("commit") or run.get("commit") or code_commit(),
+        commit=given.get("commit") or run.get("commit"),
         command=given.get("command") or command,
         seeds=seeds,
     )
