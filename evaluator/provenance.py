@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..data_specs.errors import UsageError
+from ..data_specs.errors import InvalidFile, UsageError
+from ..data_specs.issues import make_issue
 from .scorecard import Provenance
 
 # The key in `uns["vcbench"]` under which `vcbench predict` leaves the record of a run.
@@ -30,8 +32,10 @@ def provenance_of(
 
     Raises
     ------
+    InvalidFile
+        The file's `run` record cannot be read, or its seed is no whole number (E017).
     UsageError
-        A seed that is no whole number, or a `run` record that cannot be read.
+        The seed that the caller gives is no whole number.
     """
     record = getattr(source, "vcbench", {})
     run = _run(record.get(RUN), source)
@@ -42,7 +46,9 @@ def provenance_of(
     try:
         seeds = {} if seed is None else {"model": int(seed)}
     except (TypeError, ValueError) as error:
-        raise UsageError(f"the seed {seed!r} of {source.name} is no whole number.") from error
+        if "seed" not in given:
+            raise _unreadable(source, f"the seed {seed!r}") from error
+        raise UsageError(f"--provenance seed={seed!r}: is no whole number.") from error
     return Provenance(
         model=None if model is None else str(model),
         settings=settings,
@@ -58,10 +64,21 @@ def _run(text: Any, source: Any) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{source.name}: uns/vcbench/{RUN} is no JSON ({error}).") from error
+        raise _unreadable(source, f"no JSON ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
-        raise UsageError(f"{source.name}: uns/vcbench/{RUN} is no record of a run.")
+        raise _unreadable(source, f"JSON of a {type(found).__name__}, or settings that are no object")
     return found
+
+
+def _unreadable(source: Any, found: str) -> InvalidFile:
+    issue = make_issue(
+        "E017",
+        where=f"{source.name}:/uns/vcbench/{RUN}",
+        found=found,
+        expected="a JSON object with model, settings, commit and seed",
+        file=shlex.quote(str(source.path)),
+    )
+    return InvalidFile([issue])
 
 
 def parse_provenance(texts: tuple[str, ...]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A library of results: several entries in one run, what made them, seeds as one row."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from probe_support import halves, informative, options, simulated, write_entry, write_truth
 from vcbench.data_specs import h5ad
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.errors import UsageError
+from vcbench.data_specs.errors import InvalidFile, UsageError
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.entries import read_entries
 from vcbench.evaluator.leaderboard import compare, format_cell
@@ -182,7 +183,7 @@ def test_entries_that_share_a_seed_are_not_grouped(tmp_path):
 
 
 class Entry:
-    name = "entry.h5ad"
+    name, path = "entry.h5ad", Path("entry.h5ad")
 
     def __init__(self, **vcbench):
         self.vcbench = vcbench
@@ -197,9 +198,10 @@ def test_provenance_comes_from_the_file_and_the_caller():
     found = provenance_of(Entry(run=record), parse_provenance(("seed=7", "commit=b", "depth=2")))
     assert (found.commit, found.seeds, found.settings) == ("b", {"model": 7}, {"width": 8, "depth": "2"})
     assert provenance_of(Entry()).model is None
-    for wrong in ({"run": "{"}, {"run": "[]"}):
-        with pytest.raises(UsageError, match="uns/vcbench/run"):
-            provenance_of(Entry(**wrong))
+    for wrong in ("{", "[]", '{"settings": 1}', '{"seed": "x"}'):
+        with pytest.raises(InvalidFile) as error:
+            provenance_of(Entry(run=wrong))
+        assert [issue.code for issue in error.value.issues] == ["E017"]
     with pytest.raises(UsageError, match="no whole number"):
         provenance_of(Entry(), {"seed": "x"})
     for wrong in (("model",), ("model=a", "model=b")):
