@@ -22,7 +22,7 @@ from ..data_specs.cli_support import (
 
 if TYPE_CHECKING:
     from .checks.value_scan import Progress
-    from .validation import ValidationReport
+    from .validation_report import ValidationReport
 
 # Decoding, sorting and summing a block takes several copies of it.
 BLOCKS_IN_MEMORY = 8

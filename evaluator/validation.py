@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,7 @@ from .checks.value_scan import Progress, ValueScan, scan_values
 from .checks.values import value_issues
 from .entry_meta import meta_issues
 from .reference_files import Manifest, find_manifest, read_gene_list, read_perturbation_list
+from .validation_report import NotChecked, ValidationReport
 
 ReadT = TypeVar("ReadT")
 ListSource = str | Path | Sequence[str]
@@ -79,45 +80,6 @@ def opened_entry(
         with source:
             source.path = file
             yield OpenEntry(file, entry, source)
-
-
-@dataclass(frozen=True)
-class NotChecked:
-    """A check that was not made, and why."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
-class ValidationReport:
-    """What `validate` found.
-
-    Attributes
-    ----------
-    valid
-        No issue is an error; warnings and notes are allowed.
-    issues
-        Errors first, then warnings, then notes.
-    facts
-        Plain numbers and text about the file; empty when it could not be opened.
-    not_checked
-        What was left out, with the reason.
-    """
-
-    valid: bool
-    issues: tuple[Issue, ...]
-    facts: dict[str, Any]
-    not_checked: tuple[NotChecked, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as `{"valid", "issues", "facts", "not_checked"}` of plain values."""
-        return {
-            "valid": self.valid,
-            "issues": [issue.to_json() for issue in self.issues],
-            "facts": self.facts,
-            "not_checked": [asdict(entry) for entry in self.not_checked],
-        }
 
 
 def validate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vcbench.data_specs.issues import Issue
-from vcbench.evaluator.validation import ValidationReport
+from vcbench.evaluator.validation_report import ValidationReport
 
 
 def codes_of(report: ValidationReport) -> set[str]:
