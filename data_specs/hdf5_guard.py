@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -123,17 +124,11 @@ def _touch(node: Any) -> None:
     with contextlib.suppress(Exception):
         node.id.get_storage_size()
     if node.shape and node.size:
-        n_first = min(len(node), max(1, _SMALL_BYTES // max(1, node.dtype.itemsize * node.size // len(node))))
-        chunk = node.chunks
-        if chunk is None or _bytes(chunk) * node.dtype.itemsize <= 64 * _SMALL_BYTES:
-            node[: min(n_first, 2**14)]
+        row_bytes = node.dtype.itemsize * (node.size // len(node))
+        chunk_bytes = 0 if node.chunks is None else node.dtype.itemsize * math.prod(node.chunks)
+        # A declared size may be anything: rows and chunks are read only where they are small.
+        if max(row_bytes, chunk_bytes) <= 64 * _SMALL_BYTES:
+            node[: min(len(node), max(1, _SMALL_BYTES // max(1, row_bytes)), 2**14)]
             node[len(node) - 1]
     elif node.shape == ():
         node[()]
-
-
-def _bytes(chunk: tuple[int, ...]) -> int:
-    product = 1
-    for length in chunk:
-        product *= length
-    return product

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import tracemalloc
 
 import h5py
 import pytest
@@ -89,3 +90,15 @@ def test_without_fork_a_new_process_looks(path, tmp_path, monkeypatch):
     assert hdf5_guard._spawned(broken) == 0
     monkeypatch.setattr(hdf5_guard, "_LONGEST_LOOK_S", 0.01)
     assert hdf5_guard._spawned(path) < 0
+
+
+@pytest.mark.parametrize("chunks", [None, (1, 2**20), (1, 2**26)])
+def test_declared_sizes_are_not_read(tmp_path, chunks):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("X", shape=(180, 2**29), dtype="f4", chunks=chunks)
+    tracemalloc.start()
+    try:
+        assert walk(tmp_path / "a.h5") == 2
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
