@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import math
 import os
 import signal
@@ -68,6 +69,8 @@ def _forked(path: Path) -> int:
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_LONGEST_LOOK_S)
+            # The parent tells how the child ended; its stack would only be noise.
+            faulthandler.disable()
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
             walk(path)
