@@ -66,6 +66,12 @@ _MODES = ("tile", "shift", "scale", "counts", "thin")
     show_default=True,
     help="Multiply the predicted change by this.",
 )
+@click.option(
+    "--score-emission",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Also score what emission alone costs, on N perturbations of each context.",
+)
 @click.option("--pert-col", help="Perturbation column of PRED.")
 @click.option("--control", help="Control label of PRED.")
 @click.option(
@@ -142,7 +148,21 @@ def _print_pack(result: PackResult) -> None:
             click.echo(
                 f"emitted {len(result.record['emission']):,} groups; largest error of a group mean {worst:.3g}"
             )
+    if "emission_scores" in result.record:
+        _print_emission_scores(result.record["emission_scores"])
     click.echo(f"next: {result.next_command}")
+
+
+def _print_emission_scores(found: dict[str, Any]) -> None:
+    rows = [
+        [score["metric"], *(_number(score[key]) for key in ("entry", "second_draw", "perfect"))]
+        for score in found["metrics"]
+    ]
+    head = ["metric", "this emission", "second draw of real-like cells", "perfect"]
+    title = (
+        f"what emission alone costs, on {found['n_perturbations']} perturbations per context: {found['note']}"
+    )
+    echo_table(head, rows, title=title)
 
 
 @click.command(epilog="Example: vcbench unpack entry.vcc -o prediction.h5ad")

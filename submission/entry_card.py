@@ -30,6 +30,7 @@ def entry_card(record: dict[str, Any], next_command: str) -> str:
         "## Emission",
         "",
         *_emission(record.get("emission", [])),
+        *_emission_scores(record.get("emission_scores")),
         "",
         "## Checks",
         "",
@@ -82,6 +83,27 @@ def _emission(reports: list[dict[str, Any]]) -> list[str]:
         if values:
             lines.append(f"| {title} | {form.format(float(gather(values)))} |")  # type: ignore[operator]
     return lines
+
+
+def _emission_scores(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    shown = [
+        [score["metric"], *(_shown(score[key]) for key in ("entry", "second_draw", "perfect"))]
+        for score in found["metrics"]
+    ]
+    return [
+        "",
+        f"What emission alone costs ({found['n_perturbations']} perturbations per context; {found['note']}):",
+        "",
+        "| metric | this emission | second draw of real-like cells | perfect |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in shown),
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
 
 
 def _checks(validation: dict[str, Any]) -> list[str]:

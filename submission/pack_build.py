@@ -299,14 +299,14 @@ class Build:
             parts: list[Rows] = [first, *([draft.controls] if draft.controls is not None else [])]
             facts: dict[str, Any] = {}
             if self.standard:
-                uns = self._standard_uns(draft, "cell")
-                obs = _obs(parts, PERTURBATION, CONTROL, with_context=True)
+                uns = self.standard_uns(draft, "cell")
+                obs = columns_of(parts, PERTURBATION, CONTROL, with_context=True)
             else:
                 uns = {}
                 if not self.counts_only:
                     parts, facts, uns = self._challenge_scale(draft, parts)
                 rules = self.edition.file
-                obs = _obs(
+                obs = columns_of(
                     parts, rules.perturbation_column, rules.control_label, with_context=rules.context_required
                 )
             cap = self.edition.panel.max_log1p
@@ -355,7 +355,8 @@ class Build:
                 self.problems.stop()
         return parts, {}, {}
 
-    def _standard_uns(self, draft: Draft, rows: Any) -> dict[str, Any]:
+    def standard_uns(self, draft: Draft, rows: Any) -> dict[str, Any]:
+        """The standard record of a file of the draft's scale."""
         meta = self.part.meta or StandardMeta("unknown", draft.kind)
         return replace(meta, matrix=draft.kind, rows=rows).to_uns()
 
@@ -367,13 +368,14 @@ class Build:
         for column in ("status", "reason"):
             if column in self.part.source.obs_columns:
                 obs[column] = self.part.source.labels(column).values()[rows.positions]
-        write_h5ad_dense(path, draft.means, genes=self.genes, obs=obs, uns=self._standard_uns(draft, "mean"))
+        write_h5ad_dense(path, draft.means, genes=self.genes, obs=obs, uns=self.standard_uns(draft, "mean"))
         return {"n_rows": len(draft.means), "n_stored": int(draft.means.size)}
 
 
-def _obs(
+def columns_of(
     parts: Sequence[Rows], column: str, control: str, *, with_context: bool = False
 ) -> dict[str, np.ndarray]:
+    """The label columns of rows of an entry; contexts only where every row has one."""
     labels = np.concatenate([part.perturbation for part in parts])
     obs = {column: np.where(labels == CONTROL, control, labels).astype(object)}
     if with_context:

@@ -36,6 +36,7 @@ from ..evaluator.reference_files import Manifest, find_manifest, read_gene_list,
 from ..evaluator.validation import validate
 from .emission import check_effect_scale
 from .emission_rules import Mode
+from .emission_scores import emission_scores
 from .entry_card import entry_card
 from .pack_build import Build, Draft
 from .pack_inputs import (
@@ -104,6 +105,7 @@ def pack(
     mode: Mode | None = None,
     seed: int = 0,
     effect_scale: float = 1.0,
+    score_emission: int | None = None,
     pert_col: str | None = None,
     control: str | None = None,
     matrix: MatrixKind | None = None,
@@ -136,6 +138,8 @@ def pack(
         `tile`, `shift`, `scale`, `counts` or `thin`; the edition's default when None.
     effect_scale
         Multiplies every profile's change from control; outside [0.25, 4] the record says `amplified`.
+    score_emission
+        Also score what emission alone costs, on this many perturbations of each context; see `emission_scores`.
     pert_col, control, matrix, target_sum
         Of the prediction, where the file does not say so itself.
 
@@ -188,6 +192,10 @@ def pack(
         _check_space(folder, draft, target)
         try:
             work.mkdir()
+            if score_emission is not None:
+                record["emission_scores"] = emission_scores(
+                    build, draft, score_emission, work, threads=threads or _cpus()
+                )
             return _written(build, draft, record, inputs, facts, manifest, target, work, threads or _cpus())
         except OutputError as error:
             raise OutputError(str(error).replace(f"{work}{os.sep}", f"{folder}{os.sep}")) from error
