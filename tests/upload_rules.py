@@ -18,7 +18,8 @@ Change = Callable[[Any], None]
 class Case:
     """One file: `codes` are ours (empty: valid), `says` a part of the official message ("" where it accepts).
 
-    `edition` are panel rules, `official` options of the official tool, `lists` other lists by name.
+    `edition` are panel rules, `official` options of the official tool, `lists` other lists by name (None: no such
+    file), `place` what else stands at the path in place of the file.
     """
 
     rule: str
@@ -26,11 +27,12 @@ class Case:
     codes: tuple[str, ...]
     says: str
     change: Change | None = None
-    lists: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, str | None] = field(default_factory=dict)
     edition: dict[str, Any] = field(default_factory=dict)
     official: dict[str, Any] = field(default_factory=dict)
     contexts: tuple[str, ...] = CONTEXTS
     perts: bool = True
+    place: Callable[[Path], None] | None = None
 
 
 def data(change: Callable[[np.ndarray], None], dtype: Any = None) -> Change:
@@ -133,6 +135,20 @@ def one_gene(name: str) -> Change:
     return apply
 
 
+def void(_: object) -> None:
+    """Nothing of a call's result."""
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def as_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 GENES_40 = "\n".join(f"G{i:03d}" for i in range(40))
 CASES = (
     Case("", "valid", (), ""),
@@ -142,6 +158,13 @@ CASES = (
     Case("", "float64", (), "", data(lambda v: None, np.float64)),
     Case("", "integers", (), "", data(lambda v: None, np.int32)),
     Case("", "total of exactly the cap", (), "", None, {}, {"max_cell_total": 1e6}, {}),
+    Case(
+        "", "a list of another length", (), "", edition={"gene_count": 41}, official={"expected_gene_dim": 41}
+    ),
+    Case("U06", "no file", ("E001",), "not found", place=Path.unlink),
+    Case("U06", "a folder", ("E002",), "directory", place=as_folder),
+    Case("U06", "text", ("E003",), "Failed to read", place=lambda p: void(p.write_text("gene,cell\n"))),
+    Case("U06", "half a file", ("E004",), "Failed to read", place=cut),
     Case("U07", "no X", ("E005",), "no expression matrix", drop("X")),
     Case("U08", "indptr too short", ("E008",), "pointer", array("X/indptr", lambda v: v[:-1])),
     Case(
@@ -181,6 +204,7 @@ CASES = (
     Case("U09", "empty gene list", ("E107",), "gene list", lists={"genes": "\n"}),
     Case("U09", "gene list of a header", ("E107",), "header", lists={"genes": "gene_name\n"}),
     Case("U09", "repeated gene in the list", ("E102",), "uplicate", lists={"genes": GENES_40 + "\nG000\n"}),
+    Case("U09", "no gene list", ("E101",), "not found", lists={"genes": None}),
     Case("U10", "repeated gene in the file", ("E103",), "Duplicate gene names", one_gene("G001")),
     Case("U11", "no cells", ("E213",), "0 cells", no_rows),
     Case("U12", "no label column", ("E201",), "target_gene", drop("obs/target_gene")),
@@ -189,6 +213,7 @@ CASES = (
     Case("U16", "unknown context", ("E205",), "nknown", relabel("context", put(0, "Z"))),
     Case("U17", "context without cells", ("E206",), "C", contexts=("A", "B", "C")),
     Case("U18", "no perturbation list", ("E407",), "--perts", perts=False),
+    Case("U18", "no such list", ("E403",), "not found", lists={"perts": None}),
     Case("U18", "list without its column", ("E404",), "target_gene", lists={"perts": "name\nG000\n"}),
     Case("U18", "empty list", ("E405",), "no perturbations", lists={"perts": "target_gene\nnon-targeting\n"}),
     Case(
@@ -243,15 +268,93 @@ CASES = (
 )
 
 
+@dataclass(frozen=True)
+class CommandCase:
+    """A way to call both packers on a valid file that neither takes.
+
+    `official` are options of the client and `says` a part of its message; `words` are ours, `told` a part of our
+    message. `FILE`, `LINK` (a hard link to the file), `GENES` and `TAKEN` (an existing file) stand for paths.
+    """
+
+    rule: str
+    name: str
+    official: dict[str, Any]
+    says: str
+    words: tuple[str, ...]
+    told: str
+
+
+COMMAND_CASES = (
+    CommandCase("U01", "encoding 16", {"encoding": 16}, "Encoding", ("--encoding", "16"), "No such option"),
+    CommandCase("U02", "no cells", {"cells_per_pert": 0}, ">= 1", ("--cells", "0"), "x>=1"),
+    CommandCase(
+        "U03",
+        "a cap of nothing",
+        {"max_counts_per_cell": 0},
+        ">= 1",
+        ("--max-counts-per-cell", "0"),
+        "No such option",
+    ),
+    CommandCase("U04", "over the input", {"output_path": "FILE"}, "Refusing", ("-o", "FILE"), "input"),
+    CommandCase(
+        "U04",
+        "over the input by another name, with --force",
+        {"output_path": "LINK", "force": True},
+        "Refusing",
+        ("-o", "LINK", "--force"),
+        "input",
+    ),
+    CommandCase(
+        "U04",
+        "over the gene list",
+        {"output_path": "GENES", "force": True},
+        "Refusing",
+        ("-o", "GENES", "--force"),
+        "input",
+    ),
+    CommandCase("U05", "over a file", {"output_path": "TAKEN"}, "already exists", ("-o", "TAKEN"), "exists"),
+    CommandCase(
+        "U13",
+        "a cell-type column that is not there",
+        {"celltype_col": "celltype"},
+        "celltype",
+        ("--celltype-col", "celltype"),
+        "No such option",
+    ),
+)
+
+
+def build_command(plain: Path, files: Files2026, folder: Path) -> dict[str, Path]:
+    """The paths that the words of a command case stand for, in a folder made for it."""
+    folder.mkdir(parents=True)
+    paths = {
+        name: folder / text
+        for name, text in {
+            "FILE": "cells.h5ad",
+            "LINK": "link.vcc",
+            "GENES": "genes.vcc",
+            "TAKEN": "taken.vcc",
+        }.items()
+    }
+    paths["FILE"].write_bytes(plain.read_bytes())
+    paths["LINK"].hardlink_to(paths["FILE"])
+    paths["GENES"].write_bytes(files.genes.read_bytes())
+    paths["TAKEN"].write_bytes(b"taken")
+    return paths
+
+
 def build(case: Case, plain: Path, files: Files2026, folder: Path) -> tuple[Path, dict[str, Path]]:
     """The file of a case, and the paths of its lists."""
     folder.mkdir(parents=True)
     path = folder / "entry.h5ad"
     defect(plain, path, case.change or (lambda file: None))
+    if case.place is not None:
+        case.place(path)
     lists = {"genes": files.genes, "perts": files.perts}
     for name, text in case.lists.items():
         lists[name] = folder / f"{name}.csv"
-        lists[name].write_text(text)
+        if text is not None:
+            lists[name].write_text(text)
     if not case.perts:
         del lists["perts"]
     return path, lists

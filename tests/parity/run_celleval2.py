@@ -65,14 +65,7 @@ def score_panel(panel, folder):
     from cell_eval2.cache import fingerprint_adata
 
     truth = ad.read_h5ad(panel["truth"])
-    out = {
-        "fingerprint": {
-            key: fingerprint_adata(truth, pert_col=panel["column"], strict=strict)
-            for key, strict in (("strict", True), ("loose", False))
-        },
-        "values": {},
-        "arms": {},
-    }
+    out = {"values": {}, "arms": {}}
     started = time.perf_counter()
     for profile in panel["profiles"]:
         config = configuration(panel, profile)
@@ -80,6 +73,10 @@ def score_panel(panel, folder):
         wide = cell_eval2.aggregate_metrics_wide(frame)
         out["values"][profile] = {"per": tidy(frame), "aggregate": mean_row(wide)}
     out["seconds"] = time.perf_counter() - started
+    out["fingerprint"] = {
+        key: fingerprint_adata(truth, pert_col=panel["column"], strict=strict)
+        for key, strict in (("strict", True), ("loose", False))
+    }
     for emission in panel.get("arms", ()):
         arm = cell_eval2.build_generic_baseline(
             panel["truth"],

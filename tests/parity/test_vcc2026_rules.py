@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from packing_2026 import files_2026
+from packing_2026 import CONTEXTS, files_2026
 from parity.official import HERE, tool_python
-from upload_rules import CASES, build
+from upload_rules import CASES, COMMAND_CASES, build, build_command
 from vcbench.data_specs.containers import open_entry
 from vcbench.submission.packing import pack
 
@@ -37,6 +37,22 @@ def answers(tmp_path_factory):
             **case.official,
         }
         jobs.append({"name": case.name, "options": options})
+    for i, case in enumerate(COMMAND_CASES):
+        paths = build_command(folder / "plain.h5ad", files, folder / f"command{i}")
+        options = {
+            "input_path": str(paths["FILE"]),
+            "genes_path": str(paths["GENES"]),
+            "perts_path": str(files.perts),
+            "required_contexts": list(CONTEXTS),
+            "expected_gene_dim": 40,
+            "output_path": str(folder / f"command{i}" / "out.vcc"),
+            "dry_run": False,
+            **{
+                key: str(paths.get(value, value)) if isinstance(value, str) else value
+                for key, value in case.official.items()
+            },
+        }
+        jobs.append({"name": f"{case.rule} {case.name}", "options": options})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     words = [python, str(Path(HERE) / "run_vcc_prep.py"), str(folder / "jobs.json"), str(folder / "out.json")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -52,3 +68,9 @@ def test_the_official_client_agrees(case, answers):
     else:
         assert message is not None
         assert case.says in message or case.name in EARLIER, message
+
+
+@pytest.mark.parametrize("case", COMMAND_CASES, ids=[f"{c.rule} {c.name}" for c in COMMAND_CASES])
+def test_the_official_client_refuses_the_command(case, answers):
+    message = answers[f"{case.rule} {case.name}"]
+    assert message is not None and case.says in message, message

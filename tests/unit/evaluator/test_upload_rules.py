@@ -1,23 +1,18 @@
 """Every upload rule of 2026 by its file (`upload_rules`); the official client says the same in `tests/parity`."""
 
 import pytest
-from packing_2026 import files_2026
-from upload_rules import CASES, build
+from packing_2026 import CONTEXTS, files_2026
+from upload_rules import CASES, COMMAND_CASES, build, build_command
+from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.containers import open_entry
 from vcbench.data_specs.issues import catalogue
 from vcbench.data_specs.specs import load_edition
+from vcbench.evaluator.cli import cli
 from vcbench.evaluator.validation import validate
 from vcbench.submission.packing import pack
 
-# Rules without a code: options that only the official client has, or paths that are refused as such.
-ELSEWHERE = {
-    "U01": "packing always writes float32",
-    "U02": "--cells is at least 1: a usage error",
-    "U03": "the cap belongs to the edition",
-    "U04": "OutputError: inputs are never overwritten",
-    "U05": "OutputError: an existing output needs --force",
-    "U13": "no cell-type column is asked for",
-}
+# Rules without a code: they are about options and paths of a command (`COMMAND_CASES`), not about a file.
+ELSEWHERE = {"U01", "U02", "U03", "U04", "U05", "U13"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,28 @@ def test_rule(case, plain, tmp_path):
     assert report.valid == (not case.codes)
 
 
-def test_every_rule_has_a_code_or_a_reason():
+@pytest.mark.parametrize("case", COMMAND_CASES, ids=[f"{c.rule} {c.name}" for c in COMMAND_CASES])
+def test_command(case, plain, tmp_path, capsys):
+    paths = build_command(*plain, tmp_path / "case")
+    before = {path: path.read_bytes() for path in paths.values()}
+    words = ["pack", paths["FILE"], "--edition", "vcc2026", "--contexts", ",".join(CONTEXTS)]
+    words += ["--genes", paths["GENES"], "--perts", plain[1].perts, *(paths.get(w, w) for w in case.words)]
+    words += [] if "-o" in case.words else ["-o", tmp_path / "out.vcc"]
+    # Paths are refused by an error of their own (1), options as wrong usage (2).
+    assert run(cli, [str(word) for word in words]) == (1 if case.rule in ("U04", "U05") else 2)
+    assert case.told in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in paths.values()} == before
+    assert not (tmp_path / "out.vcc").exists()
+
+
+def test_every_rule_of_the_client_is_in_a_table():
+    """U22 cannot be met: the client takes the length of the gene list as its expectation and warns (W1)."""
+    listed = {case.rule for case in CASES} | {case.rule for case in COMMAND_CASES}
+    assert {f"U{i:02d}" for i in range(1, 30)} - listed == {"U22"}
+    assert {case.rule for case in COMMAND_CASES} == ELSEWHERE
+
+
+def test_every_rule_has_a_code_or_is_about_a_command():
     named = {rule for kind in catalogue().values() for rule in kind.rules}
     wanted = (
         {f"2026:U{i:02d}" for i in range(1, 30)}
