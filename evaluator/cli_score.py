@@ -133,10 +133,12 @@ def score(
       vcbench score a.h5ad b.h5ad --truth real.h5ad --edition core -o results/
       vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
     """
+    from .kernels.idle import let_idle_threads_sleep
     from .provenance import parse_provenance
     from .scoring import Scorer
     from .vcc2026.targets import read_target_map
 
+    let_idle_threads_sleep()
     folders = _card_folders(preds, name=name, out=out, force=force)
     if dry_run:
         from .estimate import estimate_score

@@ -170,8 +170,10 @@ def build(
       vcbench truth build context_A.h5ad --edition vcc2026 --baseline generic --emission dispersed -o bundle_A/
       vcbench truth build test.h5ad --edition vcc2025 --train train.h5ad --perts pert_counts.csv -o bundle/
     """
+    from .kernels.idle import let_idle_threads_sleep
     from .truth import build_truth, check_folder
 
+    let_idle_threads_sleep()
     check_folder(Path(out), force=force)
     if dry_run:
         from .estimate import estimate_truth
