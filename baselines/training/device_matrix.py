@@ -112,6 +112,7 @@ class DeviceMatrix:
 
 
 def _send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cpu" or tensor.device == device:
+    # A process has one GPU, which may be named with its index or without.
+    if tensor.device.type == device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from builders import standard_h5ad
+from cuda_checks import check_training_on_cuda
 from vcbench.data_specs.errors import ModelError, ShapeError, UsageError
 from vcbench.data_specs.split_file import Split
 
@@ -52,7 +53,7 @@ def files(tmp_path_factory):
     return data, Split(rows, {"scheme": "by hand"}), folder
 
 
-def train(files, out, *, data=None, split=None, seed=3, features=False, **settings):
+def train(files, out, *, data=None, split=None, seed=3, device="cpu", features=False, **settings):
     pytest.importorskip("torch", reason="torch is not installed")
     from vcbench.baselines.deep_train import train_deep
     from vcbench.baselines.run_folder import load_run
@@ -66,7 +67,7 @@ def train(files, out, *, data=None, split=None, seed=3, features=False, **settin
         settings={**SETTINGS, **settings},
         features=str(folder / "features.tsv") if features else None,
         seed=seed,
-        device="cpu",
+        device=device,
     )
     return load_run(folder / out)
 
@@ -393,3 +394,12 @@ def test_the_model_imports_and_explains_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+def test_training_on_cuda(files):
+    def train_on(device):
+        train(files, f"on-{device}", device=device)
+        return files[-1] / f"on-{device}"
+
+    check_training_on_cuda(train_on, [("A", "G001"), ("A", "G000+G001")])

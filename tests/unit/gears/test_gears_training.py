@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from builders import standard_h5ad
+from cuda_checks import check_training_on_cuda
 from vcbench.baselines.features import feature_source
 from vcbench.baselines.gears.annotation import read_gaf, read_gene2go, read_terms
 from vcbench.data_specs.errors import InvalidFile, ModelError
@@ -33,7 +34,7 @@ def files(tmp_path_factory):
     return data, f"go:{folder / 'go.gmt'}", Split(rows, {"scheme": "by hand"}), folder
 
 
-def train(files, out, *, data=None, seed=3, **settings):
+def train(files, out, *, data=None, seed=3, device="cpu", **settings):
     pytest.importorskip("torch", reason="torch is not installed")
     from vcbench.baselines.deep_train import train_deep
     from vcbench.baselines.run_folder import load_run
@@ -41,7 +42,7 @@ def train(files, out, *, data=None, seed=3, **settings):
     path, go, split, folder = files
     chosen = {**SETTINGS, **settings}
     train_deep(
-        "gears", data or path, split, folder / out, settings=chosen, features=go, seed=seed, device="cpu"
+        "gears", data or path, split, folder / out, settings=chosen, features=go, seed=seed, device=device
     )
     return load_run(folder / out)
 
@@ -294,3 +295,12 @@ def test_the_model_imports_and_explains_without_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+def test_training_on_cuda(files):
+    def train_on(device):
+        train(files, f"on-{device}", device=device)
+        return files[-1] / f"on-{device}"
+
+    check_training_on_cuda(train_on, [("K562", "G003"), ("K562", "G001"), ("K562", "G000+G001")])

@@ -65,7 +65,9 @@ class MockDeep(DeepModel[MockConfig]):
             if not set(split_label(label)) <= set(self.targets):
                 out.append(Answer.fall_back(self.mean_effect, f"{label} was not trained; mean effect"))
                 continue
-            hot = torch.tensor(self.hot(label), dtype=next(self.module.parameters()).dtype)
+            hot = torch.tensor(
+                self.hot(label), dtype=next(self.module.parameters()).dtype, device=self.device
+            )
             with torch.no_grad():
-                out.append(Answer(self.module(hot).double().numpy()))
+                out.append(Answer(self.module(hot).double().cpu().numpy()))
         return out
