@@ -19,7 +19,7 @@ class Stack:
         n_maps, _, dim = source.shape
         hidden = [config.hidden] * config.layers
         nets = [StackedIcnn(n_maps, dim, hidden, init=config.init).to(source.device) for _ in range(2)]
-        self.duel = Duel(*nets, fnorm_penalty=config.fnorm_penalty)
+        self.duel = Duel(*nets, fnorm_penalty=config.fnorm_penalty).to(source.device)
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.5, 0.9), fused=True)
             for name, net in zip("fg", nets, strict=True)

@@ -1,7 +1,7 @@
-"""Training throughput of CPA beside cpa-tools 0.8.8 on the CPU, on invented counts of a real size.
+"""Training throughput of CPA beside cpa-tools 0.8.8, on invented counts of a real size.
 
 Usage: cpa_speed.py [--upstream PYTHON] [--cells N] [--genes N] [--conditions N] [--epochs N] [--rounds N]
-                    [--threads N] [--report FILE.md]
+                    [--threads N] [--device cpu|cuda] [--report FILE.md]
 
 Both sides train the same network (upstream's defaults) with their own loop, batch 128, in processes of their own that
 take turns; the first epoch of each process warms up and is not counted. PYTHON is an interpreter with cpa-tools
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import machine, torch_on
 
 BATCH = 128
 PLANS = ("alternating", "pretraining")
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="counted epochs of each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of our side")
     parser.add_argument("--report", type=Path)
     parser.add_argument("--side", choices=["ours", "upstream"])
     parser.add_argument("--plan", choices=PLANS)
@@ -68,7 +69,8 @@ def run_side(side: str, plan: str, args: argparse.Namespace) -> dict[str, float]
     threads = str(args.threads)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     sizes = [
-        f"--{name}={getattr(args, name)}" for name in ("cells", "genes", "conditions", "epochs", "threads")
+        f"--{name}={getattr(args, name)}"
+        for name in ("cells", "genes", "conditions", "epochs", "threads", "device")
     ]
     python = sys.executable if side == "ours" else str(args.upstream)
     command = [python, __file__, f"--side={side}", f"--plan={plan}", *sizes]
@@ -128,7 +130,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     if args.plan == "pretraining":
         settings["n_epochs_pretrain_ae"] = args.epochs + 1
     model = Cpa(Cpa.resolve(settings))
-    device = torch.device("cpu")
+    device = torch.device(args.device)
     torch.manual_seed(0)
     trainable = model.start(
         cells,
@@ -145,6 +147,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
 
     def train_step(batch, optimizers, position):
         found = step(batch, optimizers, position)
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         clock.stop()
         return found
 
@@ -246,12 +250,12 @@ def report(
         return statistics.median(found[name] for found in figures[plan, side])
 
     lines = [
-        "# CPA: training throughput on the CPU",
+        f"# CPA: training throughput on the {'GPU' if args.device == 'cuda' else 'CPU'}",
         "",
         f"{args.cells:,} cells x {args.genes:,} genes, {args.conditions} conditions, batch {BATCH}, upstream's default "
         f"network on both sides, float32, {args.threads} thread(s); medians of {args.rounds} interleaved processes of "
         f"{args.epochs} counted epochs each. {time.strftime('%Y-%m-%d')}, {machine()}, "
-        "torch 2.13 CPU.",
+        f"{torch_on(args.device)}.",
         "",
         "| plan | side | cells per second | cells per CPU second | peak memory (MiB) |",
         "|---|---|---|---|---|",

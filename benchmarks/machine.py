@@ -17,3 +17,11 @@ def machine() -> str:
         f"{cores} of {os.cpu_count()} cores ({names[0] if names else platform.processor() or 'unknown'}), Python "
         f"{platform.python_version()}, load average {os.getloadavg()[0]:.1f}"
     )
+
+
+def torch_on(device: str) -> str:
+    """The torch that ran and, for CUDA, the GPU's name."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"torch {torch.__version__}{gpu}"

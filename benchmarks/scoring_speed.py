@@ -268,7 +268,7 @@ def header(bench: Bench) -> list[Row]:
 
 
 def device(bench: Bench) -> list[Row]:
-    """Rank sums by `--device` beside the CPU: DE tables in memory, and one whole context."""
+    """Rank sums by `--device` beside the CPU: DE tables in memory, and a whole profile."""
     rows: list[Row] = []
     for panel in ("M", "wide"):
         for name in ("cpu", bench.device):
@@ -277,7 +277,7 @@ def device(bench: Bench) -> list[Row]:
             text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append({"what": f"{name}, DE of {panel}", **json.loads(text.splitlines()[-1])})
     commands = {
-        f"{name}, whole context": bench.ours("context", "--device", name) for name in ("cpu", bench.device)
+        f"{name}, whole profile of M": bench.ours("M", "--device", name) for name in ("cpu", bench.device)
     }
     return rows + alternately(commands, bench.rounds)
 
