@@ -50,7 +50,8 @@ NETWORK = SuiteModel(
 )
 CELLS_PER_PERTURBATION = 30
 FILES = (
-    ("leaderboard.html", "the ranked table, for a browser"),
+    ("report.html", "everything about the entries on one page, for a browser"),
+    ("leaderboard.html", "the ranked table alone"),
     ("leaderboard.csv", "the same as CSV"),
     ("data.h5ad", "the simulated screen: raw counts, standard schema"),
     ("data.truth.h5ad", "its true effects"),
@@ -125,7 +126,7 @@ class Steps:
 @force_option
 @quiet_option
 def demo(out: Path, seed: int, force: bool, quiet: bool) -> None:
-    """Simulate a screen, train the simple baselines, pack, validate, score and compare them.
+    """Simulate a screen, train the simple baselines, pack, validate, score, compare and report them.
 
     Where torch is installed (`pip install "vcbench[train]"`), a small CPA network is trained as well.
     """
@@ -171,7 +172,8 @@ def run_demo(steps: Steps, seed: int) -> str:
     best = _best(folder)
     steps.say(f"5/6 {best}: pack its cells as a 2025 challenge file")
     _pack_challenge_file(steps, best, data, split)
-    steps.say("6/6 done")
+    steps.say("6/6 report: one page about all of it")
+    _report(steps, best, data)
     return table
 
 
@@ -198,6 +200,16 @@ def _best(folder: Path) -> str:
     ranked = table[table["rank"].notna() & (table["n_filled"] == 0)]
     complete = ranked[ranked["table"] != "Rows that every entry predicts"]
     return str((complete if len(complete) else ranked)["name"].tolist()[0])
+
+
+def _report(steps: Steps, best: str, data: Path) -> None:
+    folder = steps.folder
+    shown = dict.fromkeys((best, "mean"))
+    files = [word for name in shown for word in ("--pred", f"{name}={folder / 'entries' / f'{name}.h5ad'}")]
+    network = folder / "runs" / NETWORK.label
+    runs = ["--run", f"{NETWORK.label}={network}"] if network.is_dir() else []
+    page = ["-o", folder / "report.html", "--title", "vcbench demo"]
+    steps.run("report", folder / "scores", *files, "--truth", data, *runs, *page)
 
 
 def _pack_challenge_file(steps: Steps, best: str, data: Path, split: Path) -> None:

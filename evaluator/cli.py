@@ -50,6 +50,10 @@ COMMANDS = {
         "Find out which metrics can tell predictions apart on a dataset.",
     ),
     "compare": ("vcbench.evaluator.cli_compare:compare", "Rank ScoreCards in one table."),
+    "report": (
+        "vcbench.evaluator.cli_report:report",
+        "One self-contained HTML page about ScoreCards: tables, plots, probes, provenance.",
+    ),
     "list": (
         "vcbench.evaluator.cli_about:list_",
         "List metrics, baselines, editions, datasets or issue codes.",

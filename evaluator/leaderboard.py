@@ -425,7 +425,10 @@ def rounded(value: float) -> float:
 def write_csv(boards: Sequence[Leaderboard], path: str | os.PathLike[str]) -> None:
     """All tables as one CSV with a `table` column, whole or not at all."""
     frames = [board.to_frame().assign(table=board.title) for board in boards if board.rows]
-    write_text(path, pd.concat(frames).to_csv(index=False) if frames else "")
+    columns = list(dict.fromkeys(column for frame in frames for column in frame.columns))
+    filled = [frame.dropna(axis=1, how="all") for frame in frames]
+    text = pd.concat(filled).reindex(columns=columns).to_csv(index=False) if frames else ""
+    write_text(path, text)
 
 
 def write_html(

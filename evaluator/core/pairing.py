@@ -96,7 +96,7 @@ def match(pred: Source, truth: Source, *, edition: Edition, options: ScoreOption
 
     assert pred_matrix is not None and truth_matrix is not None
     truth_context = _only_context(pred, edition, options)
-    truth_side = _side(truth, truth_matrix, "cell", edition, options, truth_context, issues)
+    truth_side = side_of(truth, truth_matrix, "cell", edition, options, truth_context, issues)
     contexts = sorted({context for context, _ in truth_side.keys})
     context_column = _context_column(edition, options)
     if context_column not in pred.obs_columns and len(contexts) > 1:
@@ -110,7 +110,7 @@ def match(pred: Source, truth: Source, *, edition: Edition, options: ScoreOption
             )
         )
         _stop_on_errors(issues)
-    pred_side = _side(pred, pred_matrix, rows, edition, options, contexts[0] if contexts else "", issues)
+    pred_side = side_of(pred, pred_matrix, rows, edition, options, contexts[0] if contexts else "", issues)
     return _rows_to_evaluate(pred_side, truth_side, options, issues)
 
 
@@ -229,7 +229,7 @@ def _shared_scale(
     return replace(pred_matrix, target_sum=theirs)
 
 
-def _side(
+def side_of(
     source: Source,
     matrix: MatrixMeta,
     rows: RowKind,
@@ -238,6 +238,10 @@ def _side(
     default_context: str,
     issues: list[Issue],
 ) -> Side:
+    """One file by itself: its keys, the key of every row, its genes in sorted order.
+
+    `default_context` is that of all rows where there is no context column. Rows without a label become issue W556.
+    """
     labels = source.labels(options.pert_col or edition.file.perturbation_column)
     control = options.control or edition.file.control_label
     names = [CONTROL if name == control else str(name) for name in labels.categories]
