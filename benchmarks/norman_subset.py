@@ -27,7 +27,8 @@ from vcbench.data_specs.split_file import Split, write_split
 from vcbench.data_specs.splits import draw_split
 from vcbench.data_specs.splits.labels_table import read_labels
 from vcbench.data_specs.standard import read_meta
-from vcbench.evaluator.leaderboard import Leaderboard, compare, format_value, read_entries
+from vcbench.evaluator.entries import read_entries
+from vcbench.evaluator.leaderboard import Leaderboard, compare, format_value
 from vcbench.evaluator.scoring import score
 from vcbench.evaluator.validation import validate
 from vcbench.submission.packing import pack

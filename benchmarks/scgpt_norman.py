@@ -33,7 +33,8 @@ from vcbench.data_specs.specs import load_dataset
 from vcbench.data_specs.split_file import Split
 from vcbench.data_specs.splits import draw_split
 from vcbench.data_specs.splits.labels_table import read_labels
-from vcbench.evaluator.leaderboard import compare, format_value, read_entries
+from vcbench.evaluator.entries import read_entries
+from vcbench.evaluator.leaderboard import compare, format_value
 from vcbench.evaluator.scoring import score
 from vcbench.evaluator.validation import validate
 from vcbench.submission.packing import pack
