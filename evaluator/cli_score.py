@@ -85,6 +85,13 @@ if TYPE_CHECKING:
     help="What made the entries, where their files do not say: model, commit, seed, command, or a setting.",
 )
 @click.option("--no-intervals", is_flag=True, help="Leave out the 95% intervals over perturbations.")
+@click.option(
+    "--cell-resamples",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also give standard errors over cells: score N draws of the cells of every perturbation (N times the work).",
+)
 @seed_option
 @threads_option
 @memory_option
@@ -112,6 +119,7 @@ def score(
     target_map: str | None,
     provenance: tuple[str, ...],
     no_intervals: bool,
+    cell_resamples: int,
     seed: int,
     threads: int | None,
     memory: int | None,
@@ -175,6 +183,7 @@ def score(
             memory=memory,
             device=device,
             intervals=not no_intervals,
+            cell_resamples=cell_resamples,
             progress=show,
             keep_truth=len(preds) > 1,
         ) as scorer,
@@ -263,6 +272,7 @@ def _score_many(
 
 def _print_scored(scored: Scored, *, quiet: bool) -> None:
     _print_table(scored.card, quiet=quiet)
+    _print_cell_noise(scored.result.tables)
     _print_terms(scored.result.tables)
     _print_control_methods(scored.result.tables)
     _print_leaderboard(scored.result.tables)
@@ -386,6 +396,15 @@ def _print_terms(tables: Mapping[str, Any]) -> None:
     rows = [[_cell(value) for value in row] for row in shown.astype(object).values]
     click.echo()
     echo_table(list(shown.columns), rows, title=title)
+
+
+def _print_cell_noise(tables: Mapping[str, Any]) -> None:
+    """Standard errors over cells, where they were asked for."""
+    if "cell_noise" in tables:
+        table = tables["cell_noise"]
+        click.echo()
+        rows = [[_cell(value) for value in row] for row in table.astype(object).values]
+        echo_table(["metric", "value", "standard error", "bias", "draws"], rows, title="over cells")
 
 
 def _print_control_methods(tables: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ def score(
     no_target_genes: bool = False,
     target_map: Mapping[str, str | None] | None = None,
     intervals: bool = True,
+    cell_resamples: int = 0,
     provenance: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Scored:
@@ -108,6 +109,8 @@ def score(
         See `ScoreOptions`.
     intervals
         Whether aggregated values get 95% intervals over perturbations (`uncertainty.intervals`).
+    cell_resamples
+        Draws of the cells for standard errors (`uncertainty.cell_noise`); 0 leaves them out.
     provenance
         What made the entry, where its file does not say: `model`, `commit`, `seed`, `command`, and settings.
     progress
@@ -160,6 +163,7 @@ class Scorer:
         no_target_genes: bool = False,
         target_map: Mapping[str, str | None] | None = None,
         intervals: bool = True,
+        cell_resamples: int = 0,
         progress: Progress | None = None,
         keep_truth: bool = True,
     ):
@@ -168,6 +172,8 @@ class Scorer:
         self._rules = load_edition(edition) if isinstance(edition, str) else edition
         self._profile, self._chosen = profile, resolve_profile(self._rules, profile)
         self._truth_items = listed_truths(truth)
+        if cell_resamples:
+            _refuse_without_cells(self._rules, self._truth_items)
         if len(self._truth_items) > 1 and context_col is None and self._rules.file.context_column is None:
             # Rows of several files are never pooled, also where the edition knows no contexts.
             context_col = CONTEXT_COLUMN
@@ -189,6 +195,7 @@ class Scorer:
             shared=Shared() if keep_truth else None,
         )
         self._split, self._intervals, self._progress = split, intervals, progress or _no_progress
+        self._cell_resamples = cell_resamples
         self._stack = ExitStack()
 
     def __enter__(self) -> Scorer:
@@ -222,6 +229,10 @@ class Scorer:
                 progress=self._progress,
             )
             timings["measure"] = time.perf_counter() - measured
+            if self._cell_resamples:
+                drawn = time.perf_counter()
+                result = self._with_cell_noise(result, pred_source, truth_source)
+                timings["cell_resamples"] = time.perf_counter() - drawn
             if self._intervals:
                 resampled = time.perf_counter()
                 family = self._chosen.family or rules.scoring.pipeline
@@ -236,12 +247,40 @@ class Scorer:
         )
         return Scored(card, result)
 
+    def _with_cell_noise(self, result: ScoreResult, pred: Source, truth: Any) -> ScoreResult:
+        from .uncertainty.cell_noise import with_cell_noise
+
+        options = replace(self._options, shared=None)
+        measure = load_pipeline(self._rules.scoring.pipeline)
+        return with_cell_noise(
+            result,
+            pred,
+            truth,
+            lambda drawn, real: measure(
+                drawn, real, edition=self._rules, profile=self._chosen, options=options, progress=_no_progress
+            ),
+            edition=self._rules,
+            options=options,
+            n_resamples=self._cell_resamples,
+            progress=self._progress,
+        )
+
     def _opened_truth(self) -> tuple[list[tuple[str | None, Any]], Any]:
         truths = [
             (context, _open_truth(item, context or "truth", self._rules, self._stack))
             for context, item in self._truth_items
         ]
         return truths, _one_truth(truths, self._rules, self._options)
+
+
+def _refuse_without_cells(edition: Edition, truths: list[tuple[str | None, Any]]) -> None:
+    from .bundles import Bundle, is_bundle
+
+    if holds_tables(edition):
+        raise UsageError(f"entries of edition {edition.id} are tables: there are no cells to draw anew.")
+    for _, item in truths:
+        if isinstance(item, Bundle) or (isinstance(item, (str, os.PathLike)) and is_bundle(item)):
+            raise UsageError("a truth bundle has no cells to draw anew; give the real h5ad.")
 
 
 def holds_tables(edition: Edition) -> bool:

@@ -1,0 +1,157 @@
+"""What the number of cells leaves open: standard errors of every value by a bootstrap over cells.
+
+Intervals over perturbations say how a panel of other perturbations might score; this says how other cells of the same
+perturbations might. Cells are drawn with replacement within each (context, perturbation), controls included, in the
+truth and, when it holds cells, in the prediction; every draw is scored whole. Source: Efron & Tibshirani, An
+Introduction to the Bootstrap (1993), chapter 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ...data_specs.errors import MetricError, UsageError
+from ...data_specs.labels import CONTROL
+from ...data_specs.resampled_source import ResampledSource
+from ...data_specs.sources import Source
+from ...data_specs.spec_models import Edition
+from ...data_specs.standard import read_meta
+from ..score_options import ScoreOptions
+from ..scorecard import ScoreResult
+
+if TYPE_CHECKING:
+    from ..pipelines import Progress
+
+# Mixed with the root seed, so that these draws are none of a metric's.
+STREAM = 0xCE11
+FEWEST = 10
+KEYS = ["context", "perturbation"]
+Measure = Callable[[Source, Source], ScoreResult]
+
+
+def with_cell_noise(
+    result: ScoreResult,
+    pred: Source,
+    truth: Source,
+    measure: Measure,
+    *,
+    edition: Edition,
+    options: ScoreOptions,
+    n_resamples: int,
+    progress: Progress,
+) -> ScoreResult:
+    """The result with the tables `cell_noise` and `cell_noise_rows`.
+
+    Parameters
+    ----------
+    measure
+        Scores a prediction against a truth as `result` was made.
+    n_resamples
+        Draws of the cells, at least 10; each costs as much as the scoring itself.
+
+    Returns
+    -------
+    ScoreResult
+        `cell_noise`: one row per metric with its `value`, the standard error `se` over draws, the `bias` (mean of the
+        draws minus the value) and the number of draws that gave a value. `cell_noise_rows`: the standard error of
+        every metric per (context, perturbation). A standard error of fewer than two values is NaN. Deterministic in
+        the seed, for any block size and number of threads.
+
+    Raises
+    ------
+    UsageError
+        Fewer than 10 draws.
+    """
+    if n_resamples < FEWEST:
+        raise UsageError(f"{n_resamples} draws of the cells; at least {FEWEST} are needed.")
+    groups = [_groups(pred, edition, options), _groups(truth, edition, options)]
+    metrics = list(result.metrics)
+    values = np.full((n_resamples, len(metrics)), np.nan)
+    rows: list[pd.DataFrame] = []
+    for i in range(n_resamples):
+        progress(i, n_resamples, "drawing the cells anew")
+        drawn = [
+            _resampled(source, codes, np.random.default_rng([options.seed, STREAM, i, side]))
+            for side, (source, codes) in enumerate(zip((pred, truth), groups, strict=True))
+        ]
+        try:
+            found = measure(*drawn)
+        except MetricError:
+            # A draw may leave a metric undefined (a gene without any count); it counts as a draw without values.
+            continue
+        values[i] = [_number(found, name) for name in metrics]
+        rows.append(found.per_perturbation[[*KEYS, *(m for m in metrics if m in found.per_perturbation)]])
+    progress(n_resamples, n_resamples, "drawing the cells anew")
+    given = np.array([_number(result, name) for name in metrics])
+    known = np.isfinite(values).sum(axis=0)
+    noise = pd.DataFrame(
+        {
+            "metric": metrics,
+            "value": given,
+            "se": _over_draws(values, known, np.nanstd),
+            "bias": _over_draws(values, known, np.nanmean) - given,
+            "draws": known,
+        }
+    )
+    return replace(
+        result,
+        tables={**result.tables, "cell_noise": noise, "cell_noise_rows": _row_errors(result, rows, metrics)},
+        parameters={**result.parameters, "cell_resamples": n_resamples},
+    )
+
+
+def _over_draws(values: np.ndarray, known: np.ndarray, statistic: Callable[..., np.ndarray]) -> np.ndarray:
+    """A statistic of every column over its draws with a value; NaN with fewer than two."""
+    out = np.full(values.shape[1], np.nan)
+    enough = known >= 2
+    if enough.any():
+        extra = {"ddof": 1} if statistic is np.nanstd else {}
+        out[enough] = statistic(values[:, enough], axis=0, **extra)
+    return out
+
+
+def _number(result: ScoreResult, name: str) -> float:
+    found = result.metrics.get(name)
+    return float("nan") if found is None or found.value is None else float(found.value)
+
+
+def _row_errors(result: ScoreResult, rows: list[pd.DataFrame], metrics: list[str]) -> pd.DataFrame:
+    keys = result.per_perturbation[KEYS]
+    shown = [name for name in metrics if name in result.per_perturbation]
+    if not rows:
+        return keys.assign(**dict.fromkeys(shown, np.nan))
+    spread = pd.concat(rows).groupby(KEYS, dropna=False)[shown].std(ddof=1).reset_index()
+    return keys.merge(spread, on=KEYS, how="left")
+
+
+def _groups(source: Source, edition: Edition, options: ScoreOptions) -> np.ndarray | None:
+    """The group of each row, int64, -1 for rows without a label; None for mean profiles, which are not drawn."""
+    meta = read_meta(source)
+    if meta is not None and meta.rows == "mean":
+        return None
+    labels = source.labels(options.pert_col or edition.file.perturbation_column)
+    control = options.control or edition.file.control_label
+    names = [CONTROL if name == control else str(name) for name in labels.categories]
+    codes = labels.codes.astype(np.int64)
+    column = options.context_col or edition.file.context_column or "context"
+    if column in source.obs_columns:
+        context = source.labels(column).codes.astype(np.int64)
+        codes = np.where((codes >= 0) & (context >= 0), context * max(1, len(names)) + codes, -1)
+    return codes
+
+
+def _resampled(source: Source, groups: np.ndarray | None, rng: np.random.Generator) -> Source:
+    if groups is None:
+        return source
+    times = np.ones(len(groups), dtype=np.int64)
+    order = np.argsort(groups, kind="stable")
+    bounds = np.flatnonzero(np.diff(groups[order])) + 1
+    for rows in np.split(order, bounds):
+        if len(rows) and groups[rows[0]] >= 0:
+            times[rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
+    return ResampledSource(source, times)

@@ -1,0 +1,184 @@
+"""Standard errors over cells: the resampled source, the draws, and their agreement with independent experiments."""
+
+from itertools import pairwise
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from builders import standard_h5ad
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vcbench.data_specs.cli_support import run
+from vcbench.data_specs.errors import ShapeError, UsageError
+from vcbench.data_specs.h5ad import H5ad
+from vcbench.data_specs.h5ad_write import write_h5ad_dense
+from vcbench.data_specs.memory_source import MemorySource
+from vcbench.data_specs.resampled_source import ResampledSource
+from vcbench.data_specs.standard import MatrixMeta, StandardMeta
+from vcbench.evaluator.cli import cli
+from vcbench.evaluator.scoring import score
+from vcc2026_panels import random_panel
+
+FORMS = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": lambda x: x}
+
+
+def small(form="csr", n=9):
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.7, (n, 5)).astype(np.float32)
+    obs = pd.DataFrame({"perturbation": [f"P{i % 3}" for i in range(n)], "n": np.arange(n)})
+    obs.index = [f"c{i}" for i in range(n)]
+    return ad.AnnData(FORMS[form](x), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(5)]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    times=st.lists(st.integers(0, 3), min_size=9, max_size=9),
+    block=st.integers(1, 200),
+    form=st.sampled_from(sorted(FORMS)),
+    seed=st.integers(0, 5),
+)
+def test_the_source_is_the_repeated_rows(times, block, form, seed):
+    adata = small(form)
+    rows = np.repeat(np.arange(9), times)
+    source = ResampledSource(MemorySource(adata), np.array(times))
+    dense = adata.X if form == "dense" else adata.X.toarray()
+    assert source.n_obs == len(rows) and list(source.genes) == list(adata.var_names)
+    assert list(source.labels("perturbation").values()) == list(adata.obs["perturbation"].to_numpy()[rows])
+    assert list(source.values("n")) == list(rows) and list(source.obs_names) == [f"c{i}" for i in rows]
+    wanted = np.random.default_rng(seed).random(len(rows)) < 0.5
+    for mask in (None, wanted):
+        seen = np.zeros(len(rows), dtype=bool)
+        for part in source.row_blocks(max_bytes=block, wanted=mask):
+            np.testing.assert_array_equal(part.matrix.toarray(), dense[rows[part.start : part.stop]])
+            assert not seen[part.start : part.stop].any()
+            seen[part.start : part.stop] = True
+        assert seen.all() if mask is None else seen[mask].all()
+        for start, values, bounds in source.value_blocks(max_bytes=block, wanted=mask):
+            sums = [values[a:b].sum() for a, b in pairwise(bounds)]
+            np.testing.assert_allclose(sums, dense[rows[start : start + len(sums)]].sum(axis=1))
+
+
+def test_one_number_per_row():
+    with pytest.raises(ShapeError):
+        ResampledSource(MemorySource(small()), np.ones(3))
+
+
+LABELS = ("G000", "G001", "G002", "G003", "G004")
+
+
+def means_file(path, real, shift=0.2):
+    with H5ad(real) as file:
+        genes = list(file.genes)
+    profiles = np.full((len(LABELS), len(genes)), shift)
+    obs = {"perturbation": list(LABELS), "context": ["K562"] * len(LABELS)}
+    meta = StandardMeta("test", MatrixMeta("log1p", 80.0), rows="mean")
+    write_h5ad_dense(path, profiles, genes=genes, obs=obs, uns=meta.to_uns())
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noise")
+    real = standard_h5ad(folder / "real.h5ad", perturbations=LABELS, cells=30, controls=40)
+    return means_file(folder / "pred.h5ad", real), real
+
+
+def noise(pred, real, **options):
+    found = score(pred, real, edition="core", intervals=False, cell_resamples=20, **options)
+    return (
+        found.result.tables["cell_noise"].set_index("metric"),
+        found.result.tables["cell_noise_rows"],
+        found,
+    )
+
+
+def test_values_stay_and_errors_are_repeatable(files):
+    pred, real = files
+    table, rows, scored = noise(pred, real)
+    plain = score(pred, real, edition="core", intervals=False)
+    assert {n: m.value for n, m in plain.card.metrics.items()} == {
+        n: m.value for n, m in scored.card.metrics.items()
+    }
+    assert scored.card.parameters["cell_resamples"] == 20
+    assert table.loc["mae", "value"] == scored.card.metrics["mae"].value
+    assert 0 < table.loc["mae", "se"] < table.loc["mae", "value"] and table.loc["mae", "draws"] == 20
+    assert list(rows["perturbation"]) == list(LABELS) and (rows["mae"] > 0).all()
+    again, rows_again, _ = noise(pred, real, block_bytes=3000, threads=1)
+    pd.testing.assert_frame_equal(table, again)
+    pd.testing.assert_frame_equal(rows, rows_again)
+    other, _, _ = noise(pred, real, seed=1)
+    assert other.loc["mae", "se"] != table.loc["mae", "se"]
+
+
+def test_errors_are_those_of_new_experiments(tmp_path):
+    """The standard error of one data set against the spread over forty data sets of new cells."""
+    import builders
+
+    values, errors = [], []
+    for seed in range(40):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rng = np.random.default_rng(seed)
+        rates = 1 + (np.arange(40) % 7)
+        n = 60 + 5 * 40
+        x = rng.poisson(rates * np.where(np.arange(n)[:, None] < 60, 1.0, 1.3), (n, 40)).astype(np.float32)
+        real = builders.standard_h5ad(folder / "r.h5ad", perturbations=LABELS, cells=40, controls=60, x=x)
+        pred = means_file(folder / "p.h5ad", real, shift=1.0)
+        more = {"cell_resamples": 30} if seed < 4 else {}
+        found = score(pred, real, edition="core", intervals=False, **more)
+        values.append(found.card.metrics["mae"].value)
+        if more:
+            errors.append(found.result.tables["cell_noise"].set_index("metric").loc["mae", "se"])
+    assert 0.6 < np.mean(errors) / np.std(values, ddof=1) < 1.6
+
+
+def test_predicted_cells_are_drawn_too():
+    panel = random_panel(3)
+    found = {}
+    for kind, pred in (("cells", panel["pred"]), ("itself", panel["real"])):
+        scored = score(
+            pred, panel["real"], edition="vcc2026", pert_col="target", intervals=False, cell_resamples=10
+        )
+        found[kind] = scored.result.tables["cell_noise"].set_index("metric")
+    # A copy of the truth is perfect; drawn apart, the copies differ.
+    assert found["itself"].loc["pds_cosine", "value"] == 1
+    assert (found["cells"]["se"].dropna() >= 0).all() and found["cells"].loc[
+        "de_wilcoxon_sig_jaccard", "se"
+    ] > 0
+    assert found["itself"].loc["de_wilcoxon_sig_jaccard", "bias"] < 0
+
+
+def test_refusals(files, tmp_path):
+    pred, real = files
+    with pytest.raises(UsageError, match="at least 10"):
+        score(pred, real, edition="core", cell_resamples=3)
+    from vcc2026_panels import golden, write
+
+    cells, bundle = write(golden("real"), tmp_path / "cells.h5ad"), tmp_path / "bundle"
+    words = ["truth", "build", cells, "--edition", "vcc2026", "--pert-col", "target", "-o", bundle, "--quiet"]
+    assert run(cli, [str(word) for word in words]) == 0
+    with pytest.raises(UsageError, match="no cells to draw"):
+        score(cells, bundle, edition="vcc2026", pert_col="target", cell_resamples=10)
+    with pytest.raises(UsageError, match="are tables"):
+        score(pred, real, edition="openproblems", cell_resamples=10)
+
+
+def test_command_writes_the_tables(files, tmp_path, capsys):
+    pred, real = files
+    words = [
+        "score",
+        pred,
+        "--truth",
+        real,
+        "--edition",
+        "core",
+        "--cell-resamples",
+        "10",
+        "-o",
+        tmp_path / "card",
+    ]
+    assert run(cli, [str(word) for word in words]) == 0
+    assert "over cells" in capsys.readouterr().out
+    assert {"cell_noise.csv", "cell_noise_rows.csv"} <= {path.name for path in (tmp_path / "card").iterdir()}
