@@ -12,6 +12,7 @@ from ..data_specs.cli_support import (
     dry_run_option,
     echo_json,
     echo_table,
+    executor_option,
     force_option,
     format_option,
     note,
@@ -191,6 +192,7 @@ def _estimate_deep(
 @click.option(
     "--device", type=_DEVICES, default="cpu", show_default=True, help="Where a deep model predicts."
 )
+@executor_option
 @force_option
 @quiet_option
 @format_option
@@ -206,6 +208,7 @@ def predict(
     cells: int | None,
     seed: int,
     device: str,
+    executor: str,
     force: bool,
     quiet: bool,
     output_format: str,
@@ -217,6 +220,7 @@ def predict(
     cells themselves (their card says so) turn each into a cell of their own.
     """
     from ..data_specs.atomic import check_output
+    from ..evaluator.executors import open_executor
     from ..submission.pack_inputs import PREDICTION_NAME
     from .predict import choose_keys, write_prediction
     from .predict import predict as run_prediction
@@ -229,7 +233,8 @@ def predict(
     keys = choose_keys(
         loaded, perturbations=perturbations, everything=everything, contexts=sorted(loaded.control_means)
     )
-    result = run_prediction(loaded, keys, controls=controls)
+    with open_executor(executor) as workers:
+        result = run_prediction(loaded, keys, controls=controls, executor=workers)
     summary = {"out": out, "model": loaded.name, **result.to_json()}
     if cells is None:
         write_prediction(out, result, loaded, inputs=inputs, force=force)

@@ -19,6 +19,7 @@ from ..data_specs.h5ad_write import write_h5ad_dense
 from ..data_specs.issues import Issue, make_issue
 from ..data_specs.labels import STANDARD, UNASSIGNED
 from ..data_specs.standard import MatrixMeta, StandardMeta
+from ..evaluator.executors import Executor
 from .base import Key, Prediction
 from .data import load_control_means
 from .run_folder import Run
@@ -137,13 +138,18 @@ def _request_issue(file: Path, place: str, found: str, expected: str) -> Issue:
 
 
 def predict(
-    run: Run, keys: Sequence[Key], *, controls: str | os.PathLike[str] | None = None
+    run: Run,
+    keys: Sequence[Key],
+    *,
+    controls: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
 ) -> PredictResult:
     """Profiles of (context, perturbation) rows.
 
     Without `controls` the run's own control means are used. With it, its contexts and genes are: genes that the run
     knows get the predicted effect, other genes the mean effect over the shared genes of the same row; genes of the
-    run that the file lacks take part as their mean over training contexts.
+    run that the file lacks take part as their mean over training contexts. An executor's workers predict a share of the
+    rows each, with the same result.
 
     Raises
     ------
@@ -153,13 +159,28 @@ def predict(
         The run folder is broken.
     """
     if controls is None:
-        return PredictResult(run.genes, run.model.predict(keys, run.control_means))
+        return PredictResult(run.genes, _model_predict(run, keys, run.control_means, executor))
     genes, means = load_control_means(controls, target_sum=run.target_sum)
-    return _aligned(run, keys, genes, means, Path(controls))
+    return _aligned(run, keys, genes, means, Path(controls), executor)
+
+
+def _model_predict(
+    run: Run, keys: Sequence[Key], means: Mapping[str, np.ndarray], executor: Executor | None
+) -> Prediction:
+    if executor is None:
+        return run.model.predict(keys, means)
+    from .sharded import predict_divided
+
+    return predict_divided(run, keys, means, executor)
 
 
 def _aligned(
-    run: Run, keys: Sequence[Key], genes: np.ndarray, means: Mapping[str, np.ndarray], file: Path
+    run: Run,
+    keys: Sequence[Key],
+    genes: np.ndarray,
+    means: Mapping[str, np.ndarray],
+    file: Path,
+    executor: Executor | None,
 ) -> PredictResult:
     position = {str(gene): i for i, gene in enumerate(run.genes)}
     own = np.array([position.get(str(gene), -1) for gene in genes], dtype=np.int64)
@@ -181,7 +202,7 @@ def _aligned(
     for context, profile in means.items():
         inner[context] = known.copy()
         inner[context][own[shared]] = profile[shared]
-    raw = run.model.predict(keys, inner)
+    raw = _model_predict(run, keys, inner, executor)
     profiles = np.full((len(keys), len(genes)), np.nan)
     foreign = np.flatnonzero(own < 0)
     for i, (context, _) in enumerate(keys):

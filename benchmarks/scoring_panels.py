@@ -38,9 +38,15 @@ def make_panel(
     rng = np.random.default_rng(seed)
     base = np.exp(rng.normal(0, 2.3, genes))
     base /= base.sum()
-    targets = rng.choice(genes, perts, replace=False)
+    # More perturbations than genes: several guides of a gene, each under a label of its own.
+    rounds = -(-perts // genes)
+    targets = np.concatenate(
+        [rng.choice(genes, genes if i else min(perts, genes), False) for i in range(rounds)]
+    )
+    targets = targets[:perts]
     names = [f"G{i:05d}" for i in range(genes)]
-    labels = [CONTROL] * controls + [names[target] for target in targets for _ in range(cells)]
+    called = [names[t] if i < genes else f"{names[t]}_guide{i // genes}" for i, t in enumerate(targets)]
+    labels = [CONTROL] * controls + [label for label in called for _ in range(cells)]
     for number, side in enumerate(("real", "pred")):
         draws, effects = np.random.default_rng([seed, 1, number]), np.random.default_rng([seed, 2])
         obs = {"target_gene": np.array(labels, dtype=object)}

@@ -125,6 +125,13 @@ class _Memory(click.ParamType):
         return int(float(match[1]) * scale)
 
 
+executor_option = _option(
+    "--executor",
+    default="local",
+    show_default=True,
+    metavar="WHERE",
+    help="Who works: local, processes[:N] of this machine, or dask://HOST:PORT. Results do not depend on it.",
+)
 memory_option = _option("--memory", type=_Memory(), default=None, help="Memory budget, for example 3GB.")
 
 

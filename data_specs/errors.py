@@ -63,6 +63,16 @@ class InvalidFile(VCBenchError):
         self.issues = tuple(issues)
         super().__init__("\n".join(issue.render() for issue in self.issues))
 
+    def __reduce__(self) -> tuple[type[InvalidFile], tuple[tuple[Issue, ...]]]:
+        # Exceptions come back from other processes by their arguments.
+        return InvalidFile, (self.issues,)
+
+
+class WorkersLost(VCBenchError):
+    """Parts of a run whose workers died again and again."""
+
+    exit_code = 1
+
 
 class MetricError(VCBenchError):
     """A metric that cannot be computed on valid input. Fails the run with its reason."""

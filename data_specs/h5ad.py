@@ -83,6 +83,8 @@ class H5ad:
 
     def __init__(self, path: str | os.PathLike[str], *, location: str = "X"):
         self.path = Path(path)
+        # Whoever unpacked a container calls the file by the container's name; this is where it lies.
+        self.opened_path = self.path.absolute()
         self.location = location
         self._file: Any = open_hdf5(self.path)
         try:

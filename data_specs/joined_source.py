@@ -53,6 +53,16 @@ class JoinedSource:
         self.matrix = MatrixInfo(first.matrix.storage, first.matrix.dtype, (n_obs, first.n_vars), n_stored)
 
     @property
+    def parts(self) -> tuple[tuple[str | None, Part], ...]:
+        """(context, source) of every part."""
+        return self._parts
+
+    @property
+    def context_column(self) -> str:
+        """The obs column that carries the contexts."""
+        return self._context_column
+
+    @property
     def location(self) -> str:
         """Where the parts' matrices are in their files: that of the first part."""
         return self._sources[0].location

@@ -11,6 +11,7 @@ from ..data_specs.cli_support import (
     echo_json,
     echo_table,
     edition_option,
+    executor_option,
     force_option,
     format_option,
     memory_option,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 @seed_option
 @threads_option
 @memory_option
+@executor_option
 @out_option(required=False, help="JSON file for the calibration.")
 @force_option
 @quiet_option
@@ -69,6 +71,7 @@ def calibrate(
     seed: int,
     threads: int | None,
     memory: int | None,
+    executor: str,
     out: str | None,
     force: bool,
     quiet: bool,
@@ -87,6 +90,7 @@ def calibrate(
     from ..data_specs.atomic import check_output, write_text
     from .calibration.run import calibrate as run_calibrate
     from .cli_score import parse_truths
+    from .executors import open_executor
     from .kernels.idle import let_idle_threads_sleep
     from .memory import block_bytes
     from .score_options import ScoreOptions
@@ -96,7 +100,7 @@ def calibrate(
     listed = parse_truths(truths)
     if out:
         check_output(out, inputs=[path for _, path in listed], force=force)
-    with shown_progress(quiet, lines=True) as show:
+    with shown_progress(quiet, lines=True) as show, open_executor(executor, threads=threads) as workers:
         found = run_calibrate(
             listed,
             edition=edition,
@@ -111,6 +115,7 @@ def calibrate(
                 seed=seed,
                 threads=threads,
                 memory=memory,
+                executor=workers,
                 block_bytes=block_bytes(memory),
                 no_target_genes=no_target_genes,
                 target_map=None if target_map is None else read_target_map(target_map),

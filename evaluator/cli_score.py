@@ -15,6 +15,7 @@ from ..data_specs.cli_support import (
     echo_json,
     echo_table,
     edition_option,
+    executor_option,
     force_option,
     format_option,
     memory_option,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Also give standard errors over cells: score N draws of the cells of every perturbation (N times the work).",
 )
+@executor_option
 @seed_option
 @threads_option
 @memory_option
@@ -120,6 +122,7 @@ def score(
     provenance: tuple[str, ...],
     no_intervals: bool,
     cell_resamples: int,
+    executor: str,
     seed: int,
     threads: int | None,
     memory: int | None,
@@ -141,6 +144,7 @@ def score(
       vcbench score a.h5ad b.h5ad --truth real.h5ad --edition core -o results/
       vcbench score pred.h5ad --truth A=a.h5ad --truth B=b.h5ad --edition core --format json
     """
+    from .executors import open_executor
     from .kernels.idle import let_idle_threads_sleep
     from .provenance import parse_provenance
     from .scoring import Scorer
@@ -165,6 +169,7 @@ def score(
     about = parse_provenance(provenance)
     with (
         shown_progress(quiet) as show,
+        open_executor(executor, threads=threads) as workers,
         Scorer(
             parse_truths(truths),
             edition=edition,
@@ -184,6 +189,7 @@ def score(
             device=device,
             intervals=not no_intervals,
             cell_resamples=cell_resamples,
+            executor=workers,
             progress=show,
             keep_truth=len(preds) > 1,
         ) as scorer,
@@ -247,16 +253,16 @@ def _score_many(
     output_format: str,
 ) -> None:
     """Score one entry after the other, write each ScoreCard at once; exit code 1 when one could not be scored."""
-    from ..data_specs.errors import InvalidFile, MetricError
+    from ..data_specs.errors import InvalidFile
+    from .scoring import Scored
 
     cards, failed = [], []
-    for pred, folder in folders.items():
-        try:
-            scored = scorer.score(pred, provenance=about)
-        except (InvalidFile, MetricError) as error:
-            issues = error.issues if isinstance(error, InvalidFile) else ()
-            failed.append({"entry": pred, "error": str(error), "issues": [i.to_json() for i in issues]})
-            click.echo(f"{pred} was not scored:\n{error}", err=True)
+    for pred, scored in scorer.score_all(list(folders), provenance=about):
+        folder = folders[str(pred)]
+        if not isinstance(scored, Scored):
+            issues = scored.issues if isinstance(scored, InvalidFile) else ()
+            failed.append({"entry": pred, "error": str(scored), "issues": [i.to_json() for i in issues]})
+            click.echo(f"{pred} was not scored:\n{scored}", err=True)
             continue
         cards.append(scored.card)
         if folder is not None:

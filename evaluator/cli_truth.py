@@ -14,6 +14,7 @@ from ..data_specs.cli_support import (
     echo_json,
     echo_table,
     edition_option,
+    executor_option,
     force_option,
     format_option,
     memory_option,
@@ -128,6 +129,7 @@ def truth() -> None:
 @threads_option
 @memory_option
 @scoring_device_option
+@executor_option
 @dry_run_option
 @force_option
 @quiet_option
@@ -157,6 +159,7 @@ def build(
     threads: int | None,
     memory: int | None,
     device: str,
+    executor: str,
     dry_run: bool,
     force: bool,
     quiet: bool,
@@ -170,6 +173,7 @@ def build(
       vcbench truth build context_A.h5ad --edition vcc2026 --baseline generic --emission dispersed -o bundle_A/
       vcbench truth build test.h5ad --edition vcc2025 --train train.h5ad --perts pert_counts.csv -o bundle/
     """
+    from .executors import open_executor
     from .kernels.idle import let_idle_threads_sleep
     from .truth import build_truth, check_folder
 
@@ -189,7 +193,7 @@ def build(
         )
         echo_estimate(found.to_json(), output_format=output_format)
         return
-    with shown_progress(quiet, lines=True) as show:
+    with shown_progress(quiet, lines=True) as show, open_executor(executor, threads=threads) as workers:
         bundle = build_truth(
             real,
             out,
@@ -215,6 +219,7 @@ def build(
             threads=threads,
             memory=memory,
             device=device,
+            executor=workers,
             force=force,
             progress=show,
         )

@@ -16,7 +16,7 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from .bundles import is_bundle, open_bundle
 from .memory import DEFAULT_COLUMN_BYTES, RESERVE_BYTES, SMALLEST_COLUMN_BYTES
-from .scoring import listed_truths
+from .truth_files import listed_truths
 
 PathLike = str | os.PathLike[str]
 # Interpreter, libraries and compiled kernels.

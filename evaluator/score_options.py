@@ -11,6 +11,7 @@ from ..data_specs.standard import MatrixKind
 
 if TYPE_CHECKING:
     from ..data_specs.split_file import Split
+    from .executors import Executor
     from .shared import Shared
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class ScoreOptions:
         Perturbation label to its target gene, or to None where it has none; other labels stand for themselves.
     shared
         Measurements of the truth that earlier entries of the same run left; None: nothing is kept.
+    executor
+        Whose workers measure cells of files (edition vcc2026); None: this process. Results do not depend on it.
     """
 
     split: Split | None = None
@@ -70,6 +73,7 @@ class ScoreOptions:
     no_target_genes: bool = False
     target_map: Mapping[str, str | None] | None = None
     shared: Shared | None = None
+    executor: Executor | None = None
 
     def remembered(self, key: Hashable, compute: Callable[[], T]) -> T:
         """A measurement of the truth under this key: computed here, or taken from an earlier entry of the run."""

@@ -6,19 +6,18 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_specs.cli_support import command_line
-from ..data_specs.errors import InvalidFile, UsageError
+from ..data_specs.errors import InvalidFile, MetricError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue, has_errors, sort_issues
-from ..data_specs.joined_source import JoinedSource
-from ..data_specs.memory_source import MemorySource
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
@@ -32,18 +31,29 @@ from .provenance import provenance_of
 from .score_options import SUBSETS, ScoreOptions, Subset
 from .scorecard import Provenance, ScoreCard, ScoreResult, write_scorecard
 from .shared import Shared
+from .truth_files import (
+    CONTEXT_COLUMN,
+    Part,
+    holds_tables,
+    listed_truths,
+    one_truth,
+    open_source,
+    open_truth,
+    refuse_without_cells,
+)
 from .uncertainty.intervals import with_intervals
 from .validation import OpenEntry, opened_entry, validate
 
 if TYPE_CHECKING:
     from .bundles import Bundle
+    from .executors import Executor
     from .openproblems.tables import EffectTable
 
 HASH_BYTES = 2**22
-CONTEXT_COLUMN = "context"
+# Arguments of `Scorer` that stay in this process.
+NOT_SENT = ("progress", "keep_truth", "executor")
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
 PathLike = str | os.PathLike[str]
-Part = H5ad | MemorySource
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ def score(
     target_map: Mapping[str, str | None] | None = None,
     intervals: bool = True,
     cell_resamples: int = 0,
+    executor: Executor | None = None,
     provenance: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Scored:
@@ -111,6 +122,8 @@ def score(
         Whether aggregated values get 95% intervals over perturbations (`uncertainty.intervals`).
     cell_resamples
         Draws of the cells for standard errors (`uncertainty.cell_noise`); 0 leaves them out.
+    executor
+        Whose workers do the work (`executors.open_executor`); see `ScoreOptions`. Results do not depend on it.
     provenance
         What made the entry, where its file does not say: `model`, `commit`, `seed`, `command`, and settings.
     progress
@@ -133,6 +146,25 @@ def score(
     arguments = {key: value for key, value in locals().items() if key not in ("pred", "name", "provenance")}
     with Scorer(**arguments, keep_truth=False) as scorer:
         return scorer.score(pred, name=name, provenance=provenance)
+
+
+@dataclass(frozen=True)
+class EntryTask:
+    """One entry for a worker: the path of its file, the arguments of `Scorer`, what made it, and who asked."""
+
+    pred: str
+    arguments: dict[str, Any]
+    provenance: dict[str, str]
+    command: str | None
+
+
+def score_task(task: EntryTask) -> Scored | InvalidFile | MetricError:
+    """Score the entry of a task in this process, as `Scorer.score` does; its error is returned, not raised."""
+    with Scorer(**task.arguments, keep_truth=False) as scorer:
+        try:
+            return scorer.score(task.pred, provenance=task.provenance, command=task.command)
+        except (InvalidFile, MetricError) as error:
+            return error
 
 
 class Scorer:
@@ -164,16 +196,18 @@ class Scorer:
         target_map: Mapping[str, str | None] | None = None,
         intervals: bool = True,
         cell_resamples: int = 0,
+        executor: Executor | None = None,
         progress: Progress | None = None,
         keep_truth: bool = True,
     ):
+        self._arguments = {key: value for key, value in locals().items() if key not in ("self", *NOT_SENT)}
         if subset not in SUBSETS:
             raise UsageError(f"subset {subset!r} is none of {', '.join(SUBSETS)}.")
         self._rules = load_edition(edition) if isinstance(edition, str) else edition
         self._profile, self._chosen = profile, resolve_profile(self._rules, profile)
         self._truth_items = listed_truths(truth)
         if cell_resamples:
-            _refuse_without_cells(self._rules, self._truth_items)
+            refuse_without_cells(self._rules, self._truth_items)
         if len(self._truth_items) > 1 and context_col is None and self._rules.file.context_column is None:
             # Rows of several files are never pooled, also where the edition knows no contexts.
             context_col = CONTEXT_COLUMN
@@ -193,6 +227,7 @@ class Scorer:
             no_target_genes=no_target_genes,
             target_map=target_map,
             shared=Shared() if keep_truth else None,
+            executor=executor,
         )
         self._split, self._intervals, self._progress = split, intervals, progress or _no_progress
         self._cell_resamples = cell_resamples
@@ -205,9 +240,14 @@ class Scorer:
         self._stack.close()
 
     def score(
-        self, pred: Any, *, name: str | None = None, provenance: Mapping[str, str] | None = None
+        self,
+        pred: Any,
+        *,
+        name: str | None = None,
+        provenance: Mapping[str, str] | None = None,
+        command: str | None = None,
     ) -> Scored:
-        """The ScoreCard of one entry and its tables; see the function `score`."""
+        """The ScoreCard of one entry and its tables; see the function `score`. `command`: None for this process's."""
         rules, options = self._rules, self._options
         timings: dict[str, float] = {}
         started = time.perf_counter()
@@ -215,8 +255,8 @@ class Scorer:
             tables = holds_tables(rules)
             entry, problems = (None, []) if tables else _opened_entry(pred, stack)
             issues = _validated(entry or pred, problems, self._truth_items, rules, options)
-            pred_source = entry.source if entry else _open(pred, "prediction", stack, tables=tables)
-            made = provenance_of(pred_source, provenance, command=command_line())
+            pred_source = entry.source if entry else open_source(pred, "prediction", stack, tables=tables)
+            made = provenance_of(pred_source, provenance, command=command or command_line())
             timings["validate"] = time.perf_counter() - started
             truths, truth_source = options.remembered("truth", self._opened_truth)
             measured = time.perf_counter()
@@ -247,6 +287,27 @@ class Scorer:
         )
         return Scored(card, result)
 
+    def score_all(
+        self, preds: Sequence[PathLike], *, provenance: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[PathLike, Scored | InvalidFile | MetricError]]:
+        """(entry, its scores or why it has none) of every file, in order.
+
+        Where cells are not divided among workers (all editions but vcc2026), each worker scores one entry at a time.
+        """
+        executor = self._options.executor
+        if executor is None or self._rules.scoring.pipeline == "vcc2026":
+            for pred in preds:
+                try:
+                    yield pred, self.score(pred, provenance=provenance)
+                except (InvalidFile, MetricError) as error:
+                    yield pred, error
+            return
+        threads = self._options.threads or executor.threads
+        shared = {**self._arguments, "threads": threads}
+        tasks = [EntryTask(os.fspath(pred), shared, dict(provenance or {}), command_line()) for pred in preds]
+        done = partial(self._progress, text="entries")
+        yield from zip(preds, executor.map(score_task, tasks, done=done), strict=True)
+
     def _with_cell_noise(self, result: ScoreResult, pred: Source, truth: Any) -> ScoreResult:
         from .uncertainty.cell_noise import with_cell_noise
 
@@ -267,43 +328,14 @@ class Scorer:
 
     def _opened_truth(self) -> tuple[list[tuple[str | None, Any]], Any]:
         truths = [
-            (context, _open_truth(item, context or "truth", self._rules, self._stack))
+            (context, open_truth(item, context or "truth", self._rules, self._stack))
             for context, item in self._truth_items
         ]
-        return truths, _one_truth(truths, self._rules, self._options)
-
-
-def _refuse_without_cells(edition: Edition, truths: list[tuple[str | None, Any]]) -> None:
-    from .bundles import Bundle, is_bundle
-
-    if holds_tables(edition):
-        raise UsageError(f"entries of edition {edition.id} are tables: there are no cells to draw anew.")
-    for _, item in truths:
-        if isinstance(item, Bundle) or (isinstance(item, (str, os.PathLike)) and is_bundle(item)):
-            raise UsageError("a truth bundle has no cells to draw anew; give the real h5ad.")
-
-
-def holds_tables(edition: Edition) -> bool:
-    """Whether entries of the edition are tables of differential expression, which are read whole."""
-    return "de" in edition.file.rows
+        return truths, one_truth(truths, self._rules, self._options)
 
 
 def _no_progress(done: int, total: int, text: str) -> None:
     """Progress for callers that want none."""
-
-
-def listed_truths(truth: Any) -> list[tuple[str | None, Any]]:
-    """(context, truth) of everything that `score` takes as its truth. Raises `UsageError` for none."""
-    listed: list[tuple[str | None, Any]]
-    if isinstance(truth, Mapping):
-        listed = [(str(context), item) for context, item in truth.items()]
-    elif isinstance(truth, (list, tuple)):
-        listed = [item if isinstance(item, tuple) else (None, item) for item in truth]
-    else:
-        listed = [(None, truth)]
-    if not listed:
-        raise UsageError("no truth was given.")
-    return listed
 
 
 def _opened_entry(pred: Any, stack: ExitStack) -> tuple[OpenEntry | None, list[Issue]]:
@@ -353,55 +385,6 @@ def _validated(
     if has_errors(issues):
         raise InvalidFile(sort_issues(issues))
     return issues
-
-
-def _open(item: Any, role: str, stack: ExitStack, *, tables: bool = False) -> Any:
-    if tables:
-        from .openproblems.tables import open_table
-
-        return open_table(item, name=role)
-    if isinstance(item, (str, os.PathLike)):
-        return stack.enter_context(H5ad(item))
-    if all(hasattr(item, slot) for slot in ("X", "obs", "var", "uns")):
-        return MemorySource(item, name=role)
-    raise UsageError(f"the {role} is a {type(item).__name__}; a path or an AnnData is needed.")
-
-
-def _open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Any:
-    from .bundles import Bundle, is_bundle, open_bundle
-
-    if holds_tables(edition):
-        return _open(item, role, stack, tables=True)
-    path = item.path if isinstance(item, Bundle) else item
-    if isinstance(path, (str, os.PathLike)) and is_bundle(path):
-        return open_bundle(path, edition=edition)
-    return _open(item, role, stack)
-
-
-def _one_truth(
-    truths: list[tuple[str | None, Part | Bundle]], edition: Edition, options: ScoreOptions
-) -> Any:
-    from .bundles import Bundle, join_bundles
-
-    if holds_tables(edition):
-        if len(truths) > 1:
-            raise UsageError(f"edition {edition.id} takes one truth: a table holds all cell types.")
-        return truths[0][1]
-    bundles = [(context, item) for context, item in truths if isinstance(item, Bundle)]
-    if bundles:
-        if len(bundles) < len(truths):
-            raise UsageError("truth bundles and real files cannot be mixed; build a bundle of each.")
-        return join_bundles(bundles, edition=edition)
-    return _one_source(
-        [(context, item) for context, item in truths if not isinstance(item, Bundle)], edition, options
-    )
-
-
-def _one_source(truths: list[tuple[str | None, Part]], edition: Edition, options: ScoreOptions) -> Source:
-    if len(truths) == 1 and truths[0][0] is None:
-        return truths[0][1]
-    column = options.context_col or edition.file.context_column or CONTEXT_COLUMN
-    return JoinedSource(truths, context_column=column)
 
 
 def _stem(source: Source) -> str:

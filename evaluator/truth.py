@@ -18,6 +18,7 @@ from .score_options import ScoreOptions
 
 if TYPE_CHECKING:
     from .bundles import Bundle
+    from .executors import Executor
     from .pipelines import Progress
 
 PathLike = str | os.PathLike[str]
@@ -63,6 +64,7 @@ def build_truth(
     threads: int | None = None,
     memory: int | None = None,
     device: str = "cpu",
+    executor: Executor | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -80,7 +82,7 @@ def build_truth(
         2025 and cell-eval: score one half of the real cells against the other.
     base_seed
         Seed of splits, halves and drawn baselines.
-    threads, memory, device
+    threads, memory, device, executor
         Threads, memory budget in bytes, and where rank sums are taken; the bundle depends on none of them.
 
     Raises
@@ -114,6 +116,7 @@ def build_truth(
         block_bytes=block_bytes(memory),
         memory=memory,
         device=checked_device(device),
+        executor=executor,
         no_target_genes=no_target_genes,
         target_map=None if target_map is None else _read_map(target_map),
     )

@@ -7,10 +7,11 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ...data_specs.h5ad import H5ad
 from ...data_specs.issues import has_errors
 from ...data_specs.joined_source import JoinedSource
 from ...data_specs.memory_source import MemorySource
-from ...data_specs.spec_models import Edition
+from ...data_specs.spec_models import Edition, Profile
 from ...data_specs.specs import load_edition
 from ...data_specs.split_file import Split, read_split
 from ..bundles import Bundle, is_bundle
@@ -28,15 +29,13 @@ from ..probes.rows import grouped_rows
 from ..profiles import resolve_profile
 from ..score_options import ScoreOptions
 from ..scorecard import MetricValue, ScoreResult
-from ..scoring import CONTEXT_COLUMN, VERSIONED, file_sha256, holds_tables, listed_truths
+from ..scoring import VERSIONED, file_sha256
+from ..truth_files import CONTEXT_COLUMN, holds_tables, listed_truths
 from ..uncertainty.paired import PairedMetric, compare_paired
 from ..validation import validate
 from .file import Calibration, MetricCalibration
-from .halves import Reliability, part_moments, reliabilities, split_parts
+from .halves import PartMoments, Parts, Reliability, part_moments, reliabilities, split_parts
 from .references import REFERENCES, ReferenceMaker
-
-if TYPE_CHECKING:
-    from ...data_specs.spec_models import Profile
 
 ALPHA = 0.05
 ONE_VALUE = "one value for the whole panel: no test"
@@ -65,7 +64,7 @@ def calibrate(
     split
         Calibrate the perturbations of one part (`options.subset`); the mean is then that of the training ones.
     options
-        Columns, seed, threads and memory.
+        Columns, seed, threads and memory; an executor's workers score one reference each.
 
     Returns
     -------
@@ -94,24 +93,21 @@ def calibrate(
     with ExitStack() as stack:
         source, options = _opened(items, rules, options, stack)
         record = _record(items)
-        parts = split_parts(
-            grouped_rows(source, rules, options),
-            seed=options.seed,
-            split=options.split,
-            subset=options.subset,
-        )
         tell = progress or (lambda done, total, text: None)
         tell(0, len(REFERENCES) + 1, "halving the truth")
-        found = part_moments(parts)
-        made = ReferenceMaker(
-            found,
-            seed=options.seed,
-            with_controls=rules.scoring.pipeline == "celleval",
-            max_log1p=rules.panel.max_log1p,
-        )
+        parts, found, made = _halved(source, rules, options)
         results: dict[str, ScoreResult | str] = {}
-        for done, name in enumerate(REFERENCES):
-            tell(done + 1, len(REFERENCES) + 1, name.replace("_", " "))
+        if options.executor is not None:
+            tasks = [
+                ReferenceTask(_paths(items), rules, chosen, replace(options, executor=None), name)
+                for name in REFERENCES
+            ]
+            done = partial(tell, text="references")
+            results = dict(
+                zip(REFERENCES, options.executor.map(score_reference, tasks, done=done), strict=True)
+            )
+        for number, name in enumerate(REFERENCES if not results else ()):
+            tell(number + 1, len(REFERENCES) + 1, name.replace("_", " "))
             results[name] = _scored(made, name, rules, chosen, options)
         rows = reliabilities(found)
     return Calibration(
@@ -129,6 +125,50 @@ def calibrate(
             "python": platform.python_version(),
         },
     )
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """One reference for a worker: the truth by its paths, the rules, and the reference's name."""
+
+    items: tuple[tuple[str | None, str], ...]
+    edition: Edition
+    profile: Profile
+    options: ScoreOptions
+    name: str
+
+
+def score_reference(task: ReferenceTask) -> ScoreResult | str:
+    """The result of a task's reference, or why there is none; the halves are drawn as in any other process."""
+    with ExitStack() as stack:
+        source, options = _opened(task.items, task.edition, task.options, stack)
+        _, _, made = _halved(source, task.edition, replace(options, threads=options.threads or 1))
+        return _scored(made, task.name, task.edition, task.profile, options)
+
+
+def _paths(items: Sequence[tuple[str | None, Any]]) -> tuple[tuple[str | None, str], ...]:
+    for _, item in items:
+        if not isinstance(item, (str, os.PathLike)):
+            raise UsageError(
+                "an executor's workers open files by their paths; give the path of the real h5ad."
+            )
+    return tuple((context, str(Path(item).absolute())) for context, item in items)
+
+
+def _halved(
+    source: Any, edition: Edition, options: ScoreOptions
+) -> tuple[Parts, PartMoments, ReferenceMaker]:
+    parts = split_parts(
+        grouped_rows(source, edition, options), seed=options.seed, split=options.split, subset=options.subset
+    )
+    found = part_moments(parts)
+    made = ReferenceMaker(
+        found,
+        seed=options.seed,
+        with_controls=edition.scoring.pipeline == "celleval",
+        max_log1p=edition.panel.max_log1p,
+    )
+    return parts, found, made
 
 
 def _opened(

@@ -21,7 +21,8 @@ from ...data_specs.temporary import remove_leftovers, temporary_folder, temporar
 from ..bundles import Bundle, is_bundle, join_bundles, open_bundle
 from ..score_options import ScoreOptions
 from ..scorecard import ScoreCard
-from ..scoring import holds_tables, listed_truths, score
+from ..scoring import score
+from ..truth_files import holds_tables, listed_truths
 from ..validation import opened_entry
 from .diagnostics import Diagnostics, diagnose
 from .expectations import expectation, quantities, verdict

@@ -18,6 +18,8 @@ from .kernels import row_sums
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
+    from ..executors import Executor
+
 CELL_TARGET_SUM = 1e6
 OnRows = Callable[[int, int], None]
 
@@ -61,7 +63,7 @@ class Cells:
 
     `memory` is the caller's budget in bytes, `device` where rank sums are taken (`kernels.devices`); `on_rows` is
     called with (rows done, rows in all) while blocks are read;
-    `check` is None when the values are known to be counts.
+    `check` is None when the values are known to be counts; `executor` measures them by its workers (`partial`).
     """
 
     source: RowSource
@@ -71,6 +73,7 @@ class Cells:
     on_rows: OnRows | None = None
     check: ValueCheck | None = None
     device: str = "cpu"
+    executor: Executor | None = None
 
     def __post_init__(self) -> None:
         if len(self.groups) != self.source.n_obs:

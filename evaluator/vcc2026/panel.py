@@ -87,6 +87,7 @@ def read_truth(
                 issues.append(_issue("E592", truth, columns, "0", "at least one"))
             groups = _group_codes(labels.codes, names, rows, perturbations, columns.control)
             cells = Cells(truth, groups, options.block_bytes, options.memory, device=options.device)
+            cells = replace(cells, executor=options.executor)
             panels.append(TruthCells(context, perturbations, tuple(str(g) for g in truth.genes), cells))
     checked = values.settle(issues, [panel.cells for panel in panels], put_off=put_off)
     return [replace(panel, cells=cells) for panel, cells in zip(panels, checked, strict=True)]
@@ -140,7 +141,8 @@ def match_prediction(
                     )
                 )
             groups = _group_codes(labels.codes, names, rows, perturbations, None)
-            matched.append(Cells(pred, groups, options.block_bytes, options.memory, device=options.device))
+            cells = Cells(pred, groups, options.block_bytes, options.memory, device=options.device)
+            matched.append(replace(cells, executor=options.executor))
     return values.settle(issues, matched, put_off=put_off), notes
 
 

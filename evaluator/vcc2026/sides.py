@@ -73,8 +73,24 @@ def measure_groups(
 ) -> tuple[Bulks, DETable | None]:
     """Bulks of the groups, and their tests against the last group, or against `control` (group 0) measured in `real`.
 
-    The cells are read twice, and once more for every further block of genes that the tests' memory needs.
+    The cells are read twice, and once more for every further block of genes that the tests' memory needs. With an
+    executor its workers measure them, to the same bits.
     """
+    if cells.executor is not None:
+        from .partial import measure_divided
+
+        found = measure_divided(
+            cells,
+            n_groups,
+            n_genes,
+            cells.executor,
+            need_de=need_de,
+            control=control,
+            real=real,
+            threads=threads,
+        )
+        if found is not None:
+            return found
     if not need_de:
         return measure_bulks([cells], n_groups, n_genes, threads=threads), None
     first = first_pass([cells], n_groups, n_genes, with_counts=True, threads=threads)
