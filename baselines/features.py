@@ -23,6 +23,8 @@ from .go_graph import fix_signs, incidence, spectral_embedding
 GO_PREFIX = "go:"
 GO_COMPONENTS = 50
 MAX_TERM_SIZE = 2000
+# Spread below this share of a dimension's largest value is rounding.
+CONSTANT_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,8 @@ def _truncated_scores(matrix: Any, center: np.ndarray, rank: int) -> np.ndarray:
 def standardized(table: FeatureTable, labels: Sequence[str]) -> FeatureTable:
     """The table z-scored on the distinct targets of `labels` that have features (population variance).
 
-    A dimension that is constant over them is centred and left unscaled.
+    A dimension that is constant over them, up to rounding beside what other rows of the table hold, is centred and left
+    unscaled: dividing by rounding noise would throw an unseen target out of all bounds.
 
     Raises
     ------
@@ -273,5 +276,5 @@ def standardized(table: FeatureTable, labels: Sequence[str]) -> FeatureTable:
         )
     chosen = table.values[rows]
     spread = chosen.std(axis=0)
-    constant = spread <= 1e-12 * np.abs(chosen).max(axis=0)
+    constant = spread <= CONSTANT_SHARE * np.abs(table.values).max(axis=0)
     return FeatureTable(table.names, (table.values - chosen.mean(axis=0)) / np.where(constant, 1.0, spread))

@@ -16,6 +16,10 @@ COMMANDS = {
     "data": ("vcbench.data_specs.cli:data", "List, show, check, convert, split and simulate datasets."),
     "train": ("vcbench.baselines.cli:train", "Fit a baseline on a dataset and a split; write a run folder."),
     "predict": ("vcbench.baselines.cli:predict", "Predict perturbations with a run folder."),
+    "tune": (
+        "vcbench.baselines.cli_tune:tune",
+        "Tune models on one split with one budget, chosen on its validation rows.",
+    ),
     "features": (
         "vcbench.baselines.cli:features",
         "Write a model's gene embeddings as a feature table.",

@@ -174,6 +174,12 @@ def test_standardized_uses_distinct_training_targets():
         standardized(table, ["UNKNOWN"])
 
 
+def test_rounding_noise_is_no_spread():
+    values = np.array([[1.0, 1e-17], [3, -1e-17], [5, 3e-17], [4, 0.2]])
+    out = standardized(FeatureTable(np.array(["A", "B", "C", "D"]), values), ["A", "B", "C"])
+    np.testing.assert_allclose(out.values[:, 1], values[:, 1], atol=1e-16)
+
+
 def test_doses_share_their_compound_features():
     table = FeatureTable(np.array(["JQ1"]), np.array([[2.0]]))
     assert table.label("JQ1@10nM")[0] == table.label("JQ1@1uM")[0] == [2.0]
