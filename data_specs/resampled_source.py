@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -44,9 +45,35 @@ class ResampledSource:
             int(source.matrix.n_stored * share),
         )
 
-    def __getattr__(self, name: str) -> Any:
-        # What does not depend on rows (genes, uns, path, stored categories) is that of the source.
-        return getattr(self._source, name)
+        self.name: str = source.name
+        self.path: Path = source.path
+        self.location: str = source.location
+
+    @property
+    def genes(self) -> np.ndarray:
+        """The var index."""
+        return self._source.genes
+
+    @property
+    def obs_columns(self) -> tuple[str, ...]:
+        """The columns of obs, without the index."""
+        return self._source.obs_columns
+
+    @property
+    def uns(self) -> dict[str, Any]:
+        """`uns` of the other source."""
+        return self._source.uns
+
+    @property
+    def vcbench(self) -> dict[str, Any]:
+        """`uns["vcbench"]` of the other source."""
+        return self._source.vcbench
+
+    def stored_categories(
+        self, column: str, *, axis: Literal["obs", "var"] = "obs"
+    ) -> tuple[str, ...] | None:
+        """The categories of a column in stored order, unused ones included; None for other columns."""
+        return self._source.stored_categories(column, axis=axis)
 
     @property
     def n_obs(self) -> int:

@@ -236,6 +236,6 @@ def _curve_data(curve: Curve) -> dict[str, Any]:
         "columns": {
             column: [number(value) for value in table[column].to_numpy(dtype=float)]
             for column in table.columns
-            if table[column].notna().any()
+            if bool(table[column].notna().to_numpy().any())
         },
     }

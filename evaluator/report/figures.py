@@ -68,13 +68,18 @@ def write_figures(report: Report, folder: Path, *, force: bool = False) -> int:
             figure.table.to_csv(part / f"{figure.name}.csv", index=False)
             draw(figure, part / f"{figure.name}.png")
             listed.append((figure.name, figure.title))
-        pd.DataFrame(listed, columns=["name", "title"]).to_csv(part / INDEX, index=False)
+        _frame(listed, "name", "title").to_csv(part / INDEX, index=False)
     return len(listed)
 
 
 def file_name(*parts: str) -> str:
     """A name for files made of any text."""
     return "-".join(re.sub(r"[^A-Za-z0-9_.+-]+", "_", part).strip("_.") or "x" for part in parts)
+
+
+def _frame(rows: Any, *columns: str) -> pd.DataFrame:
+    names: Any = list(columns)
+    return pd.DataFrame(rows, columns=names)
 
 
 def _metric_figures(report: Report) -> Iterator[ReportFigure]:
@@ -84,8 +89,8 @@ def _metric_figures(report: Report) -> Iterator[ReportFigure]:
             for entry in report.data["entries"]
             if metric in entry["values"]
         ]
-        table = pd.DataFrame(rows, columns=["entry", "value", "low", "high", "n", "n_total"])
-        if table["value"].notna().any():
+        table = _frame(rows, "entry", "value", "low", "high", "n", "n_total")
+        if bool(table["value"].notna().to_numpy().any()):
             yield ReportFigure(file_name("metric", metric), metric, "dots", table, (metric, "entry"))
 
 
@@ -97,7 +102,7 @@ def _strata_figures(report: Report) -> Iterator[ReportFigure]:
         for level, values in levels.items()
         if report.by in values
     ]
-    table = pd.DataFrame(rows, columns=["axis", "level", "entry", "value", "low", "high", "n", "n_total"])
+    table = _frame(rows, "axis", "level", "entry", "value", "low", "high", "n", "n_total")
     for axis, part in table.groupby("axis", sort=True):
         shown = part.assign(entry=part["level"] + ": " + part["entry"]).drop(columns=["axis"])
         yield ReportFigure(
@@ -114,9 +119,8 @@ def _row_figures(report: Report) -> Iterator[ReportFigure]:
     if len(entries) < 2 or report.by not in entries[0]["rows"]:
         return
     first, second = entries[:2]
-    table = pd.DataFrame(report.data["rows"], columns=["context", "perturbation"])
-    table[first["name"]], table[second["name"]] = first["rows"][report.by], second["rows"][report.by]
-    table = table.rename(columns={first["name"]: "x", second["name"]: "y"})
+    table = _frame(report.data["rows"], "context", "perturbation")
+    table["x"], table["y"] = first["rows"][report.by], second["rows"][report.by]
     title = f"{report.by} of every perturbation"
     yield ReportFigure(file_name("rows", report.by), title, "scatter", table, (first["name"], second["name"]))
 
@@ -143,7 +147,7 @@ def _effect_figures(report: Report) -> Iterator[ReportFigure]:
             )
     heat = report.data["heat"]
     if heat:
-        table = pd.DataFrame(heat["values"], columns=heat["genes"])
+        table = _frame(heat["values"], *heat["genes"])
         table.insert(0, "row", heat["rows"])
         yield ReportFigure("heat", "Changes of the most changed genes, log1p", "heat", table)
 
@@ -201,12 +205,11 @@ def _scatter(axes: Axes, figure: ReportFigure) -> None:
 
 
 def _volcano(axes: Axes, figure: ReportFigure) -> None:
-    axes.plot(
-        figure.table["x"].to_numpy(dtype=float), minus_log10(figure.table["p"]), ".", color="C0", alpha=0.6
-    )
+    x, p = (figure.table[name].to_numpy(dtype=float) for name in ("x", "p"))
+    axes.plot(x, minus_log10(p), ".", color="C0", alpha=0.6)
 
 
-def minus_log10(p: Sequence[float] | pd.Series) -> np.ndarray:
+def minus_log10(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """-log10 of p-values, 320 for those that are 0 in double precision."""
     values = np.asarray(p, dtype=float)
     return np.where(
@@ -226,7 +229,7 @@ def _heat(axes: Axes, figure: ReportFigure) -> None:
 def _lines(axes: Axes, figure: ReportFigure) -> None:
     table = figure.table
     for column in table.columns:
-        if column not in ("epoch", "step") and table[column].notna().any():
+        if column not in ("epoch", "step") and bool(table[column].notna().to_numpy().any()):
             axes.plot(
                 table["epoch"].to_numpy(dtype=float),
                 table[column].to_numpy(dtype=float),

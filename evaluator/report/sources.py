@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ...data_specs.errors import UsageError
@@ -42,7 +43,7 @@ def read_curves(runs: Mapping[str, Path]) -> list[Curve]:
         if not len(numbers.columns):
             raise UsageError(f"{file}: holds no number.")
         if "epoch" not in numbers:
-            numbers.insert(0, "epoch", range(len(numbers)))
+            numbers = numbers.assign(epoch=np.arange(len(numbers)))
         out.append(Curve(name, numbers))
     return out
 

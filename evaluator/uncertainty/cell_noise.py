@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -85,7 +85,8 @@ def with_cell_noise(
             # A draw may leave a metric undefined (a gene without any count); it counts as a draw without values.
             continue
         values[i] = [_number(found, name) for name in metrics]
-        rows.append(found.per_perturbation[[*KEYS, *(m for m in metrics if m in found.per_perturbation)]])
+        shown = [*KEYS, *(m for m in metrics if m in found.per_perturbation)]
+        rows.append(found.per_perturbation.loc[:, shown])
     progress(n_resamples, n_resamples, "drawing the cells anew")
     given = np.array([_number(result, name) for name in metrics])
     known = np.isfinite(values).sum(axis=0)
@@ -121,12 +122,12 @@ def _number(result: ScoreResult, name: str) -> float:
 
 
 def _row_errors(result: ScoreResult, rows: list[pd.DataFrame], metrics: list[str]) -> pd.DataFrame:
-    keys = result.per_perturbation[KEYS]
+    keys: Any = result.per_perturbation[KEYS]
     shown = [name for name in metrics if name in result.per_perturbation]
     if not rows:
         return keys.assign(**dict.fromkeys(shown, np.nan))
-    spread = pd.concat(rows).groupby(KEYS, dropna=False)[shown].std(ddof=1).reset_index()
-    return keys.merge(spread, on=KEYS, how="left")
+    spread: Any = pd.concat(rows).groupby(KEYS, dropna=False)[shown].std(ddof=1)
+    return keys.merge(spread.reset_index(), on=KEYS, how="left")
 
 
 def _groups(source: Source, edition: Edition, options: ScoreOptions) -> np.ndarray | None:
