@@ -3,8 +3,8 @@
     python benchmarks/scaling.py FOLDER [--most-cells 1000000] [--report FILE.md]
 
 Panels of 2,000 genes are written block by block into FOLDER and removed again; every run is a process of its own that
-streams the files. An exponent b is the slope of log(quantity) on log(size), by least squares over the sizes: 1 is
-linear.
+streams the files; what FOLDER has measured already is kept. An exponent b is the slope of log(quantity) on log(size),
+by least squares over the sizes: 1 is linear.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import machine
@@ -25,7 +26,8 @@ GENES, DEPTH, CONTROL_SHARE = 2000, 3000, 0.1
 CELLS, FEW = (10_000, 30_000, 100_000, 300_000, 1_000_000), 100
 PERTURBATIONS, MANY = (30, 100, 300, 1000, 3000), 100_000
 EDITIONS = {"vcc2026": "vcc2026", "celleval-0.8": "vcc"}
-Found = list[dict[str, float]]
+HELD = "measured.jsonl"
+Found = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -54,10 +56,15 @@ def main() -> None:
         args.report.write_text(text, encoding="utf-8")
 
 
-def measured(folder: Path, cells: int, perturbations: int) -> dict[str, float]:
+def measured(folder: Path, cells: int, perturbations: int) -> dict[str, Any]:
     """Seconds and MiB of every edition on one panel, and its stored values (both sides)."""
     import h5py
 
+    held = folder / HELD
+    for line in held.read_text(encoding="utf-8").splitlines() if held.exists() else ():
+        found = json.loads(line)
+        if found["asked"] == [cells, perturbations]:
+            return found
     place = folder / "panel"
     shutil.rmtree(place, ignore_errors=True)
     controls = round(cells * CONTROL_SHARE)
@@ -68,7 +75,8 @@ def measured(folder: Path, cells: int, perturbations: int) -> dict[str, float]:
     for side in ("real", "pred"):
         with h5py.File(place / f"{side}.h5ad") as file:
             stored += len(file["X/data"])
-    found: dict[str, float] = {
+    found = {
+        "asked": [cells, perturbations],
         "cells": controls + each * perturbations,
         "perturbations": perturbations,
         "values": stored,
@@ -89,6 +97,8 @@ def measured(folder: Path, cells: int, perturbations: int) -> dict[str, float]:
         found |= {f"{edition} {name}": float(row[name] or 0) for name in ("wall", "cpu", "peak")}
     shutil.rmtree(place)
     print(json.dumps(found), file=sys.stderr, flush=True)
+    with held.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(found) + "\n")
     return found
 
 
@@ -99,7 +109,7 @@ def exponent(rows: Found, size: str, quantity: str) -> float:
 
 
 def table(title: str, size: str, rows: Found) -> list[str]:
-    names = [name for name in rows[0] if name not in ("cells", "perturbations")]
+    names = [name for name in rows[0] if name not in ("asked", "cells", "perturbations")]
     lines = [f"## {title}", "", f"| {size} | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
     for row in rows:
         cells = [f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.1f}" for name in names]

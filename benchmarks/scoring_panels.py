@@ -38,14 +38,13 @@ def make_panel(
     rng = np.random.default_rng(seed)
     base = np.exp(rng.normal(0, 2.3, genes))
     base /= base.sum()
-    # More perturbations than genes: several guides of a gene, each under a label of its own.
-    rounds = -(-perts // genes)
-    targets = np.concatenate(
-        [rng.choice(genes, genes if i else min(perts, genes), False) for i in range(rounds)]
-    )
-    targets = targets[:perts]
+    # More perturbations than genes: several guides of half of the genes, each under a label of its own.
+    pool = genes if perts <= genes else genes // 2
+    rounds = [rng.choice(genes, min(perts, pool), replace=False)]
+    rounds += [rng.permutation(rounds[0]) for _ in range(-(-perts // pool) - 1)]
+    targets = np.concatenate(rounds)[:perts]
     names = [f"G{i:05d}" for i in range(genes)]
-    called = [names[t] if i < genes else f"{names[t]}_guide{i // genes}" for i, t in enumerate(targets)]
+    called = [names[t] if i < pool else f"{names[t]}_guide{i // pool}" for i, t in enumerate(targets)]
     labels = [CONTROL] * controls + [label for label in called for _ in range(cells)]
     for number, side in enumerate(("real", "pred")):
         draws, effects = np.random.default_rng([seed, 1, number]), np.random.default_rng([seed, 2])
