@@ -93,6 +93,11 @@ if TYPE_CHECKING:
     metavar="N",
     help="Also give standard errors over cells: score N draws of the cells of every perturbation (N times the work).",
 )
+@click.option(
+    "--only-missing",
+    is_flag=True,
+    help="Keep ScoreCards in --out that were made of the same files, rules and options; score the others.",
+)
 @executor_option
 @seed_option
 @threads_option
@@ -122,6 +127,7 @@ def score(
     provenance: tuple[str, ...],
     no_intervals: bool,
     cell_resamples: int,
+    only_missing: bool,
     executor: str,
     seed: int,
     threads: int | None,
@@ -151,7 +157,9 @@ def score(
     from .vcc2026.targets import read_target_map
 
     let_idle_threads_sleep()
-    folders = _card_folders(preds, name=name, out=out, force=force)
+    if only_missing and out is None:
+        raise click.UsageError("--only-missing needs --out, where the ScoreCards are.")
+    folders = _card_folders(preds, name=name, out=out, force=force or only_missing)
     if dry_run:
         from .estimate import estimate_score
 
@@ -194,12 +202,20 @@ def score(
             keep_truth=len(preds) > 1,
         ) as scorer,
     ):
-        if len(preds) > 1:
-            _score_many(scorer, dict(zip(preds, folders, strict=True)), about, force, quiet, output_format)
+        keys = {pred: scorer.content_key(pred) for pred in preds} if only_missing else {}
+        todo = _without_kept(dict(zip(preds, folders, strict=True)), keys, quiet)
+        if not todo:
+            if output_format == "json":
+                echo_json({"kept": [str(folder) for folder in folders]})
             return
-        scored = scorer.score(next(iter(preds)), name=name, provenance=about)
+        if len(preds) > 1:
+            _score_many(scorer, todo, about, keys, force or only_missing, quiet, output_format)
+            return
+        pred = next(iter(preds))
+        scored = scorer.score(pred, name=name, provenance=about)
+    _remember(scored, keys.get(pred))
     if out:
-        note(f"wrote {scored.write(out, force=force)}", quiet=quiet)
+        note(f"wrote {scored.write(out, force=force or only_missing)}", quiet=quiet)
     if output_format == "json":
         echo_json(scored.card.model_dump(mode="json"))
     else:
@@ -244,10 +260,33 @@ def _card_folders(
     return [folder / name for name in names]
 
 
+def _without_kept(
+    folders: Mapping[str, Path | None], keys: Mapping[str, str], quiet: bool
+) -> dict[str, Path | None]:
+    """The entries whose folder does not hold the ScoreCard of their key; the others are named."""
+    from .content_key import has_key
+
+    todo = {}
+    for pred, folder in folders.items():
+        if pred in keys and folder is not None and has_key(folder, keys[pred]):
+            note(f"kept {folder}: made of the same files, rules and options", quiet=quiet)
+        else:
+            todo[pred] = folder
+    return todo
+
+
+def _remember(scored: Scored, key: str | None) -> None:
+    from .content_key import KEY
+
+    if key is not None:
+        scored.card.parameters[KEY] = key
+
+
 def _score_many(
     scorer: Scorer,
     folders: Mapping[str, Path | None],
     about: Mapping[str, str],
+    keys: Mapping[str, str],
     force: bool,
     quiet: bool,
     output_format: str,
@@ -264,6 +303,7 @@ def _score_many(
             failed.append({"entry": pred, "error": str(scored), "issues": [i.to_json() for i in issues]})
             click.echo(f"{pred} was not scored:\n{scored}", err=True)
             continue
+        _remember(scored, keys.get(str(pred)))
         cards.append(scored.card)
         if folder is not None:
             note(f"wrote {scored.write(folder, force=force)}", quiet=quiet)

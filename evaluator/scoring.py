@@ -287,6 +287,33 @@ class Scorer:
         )
         return Scored(card, result)
 
+    def content_key(self, pred: PathLike) -> str:
+        """What the ScoreCard of a file depends on, as one hash; see `content_key.content_key`."""
+        from .content_key import content_key
+
+        options = self._options
+        target_map = None if options.target_map is None else dict(options.target_map)
+        return content_key(
+            pred,
+            self._truth_items,
+            edition=self._rules,
+            profile=self._profile or self._rules.scoring.default_profile,
+            split=self._split,
+            references=options.references,
+            options={
+                "subset": options.subset,
+                "pert_col": options.pert_col,
+                "control": options.control,
+                "context_col": options.context_col,
+                "matrix": options.matrix,
+                "seed": options.seed,
+                "no_target_genes": options.no_target_genes,
+                "target_map": target_map,
+                "intervals": self._intervals,
+                "cell_resamples": self._cell_resamples,
+            },
+        )
+
     def score_all(
         self, preds: Sequence[PathLike], *, provenance: Mapping[str, str] | None = None
     ) -> Iterator[tuple[PathLike, Scored | InvalidFile | MetricError]]:
