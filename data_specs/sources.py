@@ -1,4 +1,4 @@
-"""What can be read as an annotated matrix: a file, an AnnData in memory, several joined, rows drawn anew."""
+"""What can be read as an annotated matrix: a file, an AnnData in memory, or several joined."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Literal, TypeAlias
 from .h5ad import H5ad
 from .joined_source import JoinedSource
 from .memory_source import MemorySource
-from .resampled_source import ResampledSource
 
 Axis = Literal["obs", "var"]
-# All have the reading members of `H5ad`; closing is the business of whoever opened them.
-Source: TypeAlias = H5ad | MemorySource | JoinedSource | ResampledSource
+# All three have the reading members of `H5ad`; closing is the business of whoever opened them.
+Source: TypeAlias = H5ad | MemorySource | JoinedSource

@@ -9,18 +9,17 @@ Introduction to the Bootstrap (1993), chapter 6.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ...data_specs.errors import MetricError, UsageError
-from ...data_specs.labels import CONTROL
-from ...data_specs.resampled_source import ResampledSource
 from ...data_specs.sources import Source
 from ...data_specs.spec_models import Edition
 from ...data_specs.standard import read_meta
+from ..calibration.drawn import DrawnRows
 from ..score_options import ScoreOptions
 from ..scorecard import ScoreResult
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 STREAM = 0xCE11
 FEWEST = 10
 KEYS = ["context", "perturbation"]
-Measure = Callable[[Source, Source], ScoreResult]
+Measure = Callable[[Any, Any], ScoreResult]
 
 
 def with_cell_noise(
@@ -69,15 +68,15 @@ def with_cell_noise(
     """
     if n_resamples < FEWEST:
         raise UsageError(f"{n_resamples} draws of the cells; at least {FEWEST} are needed.")
-    groups = [_groups(pred, edition, options), _groups(truth, edition, options)]
+    sides = [(source, _labelled(source, edition, options)) for source in (pred, truth)]
     metrics = list(result.metrics)
     values = np.full((n_resamples, len(metrics)), np.nan)
     rows: list[pd.DataFrame] = []
     for i in range(n_resamples):
         progress(i, n_resamples, "drawing the cells anew")
         drawn = [
-            _resampled(source, codes, np.random.default_rng([options.seed, STREAM, i, side]))
-            for side, (source, codes) in enumerate(zip((pred, truth), groups, strict=True))
+            source if cells is None else cells.drawn(np.random.default_rng([options.seed, STREAM, i, side]))
+            for side, (source, cells) in enumerate(sides)
         ]
         try:
             found = measure(*drawn)
@@ -130,29 +129,39 @@ def _row_errors(result: ScoreResult, rows: list[pd.DataFrame], metrics: list[str
     return keys.merge(spread.reset_index(), on=KEYS, how="left")
 
 
-def _groups(source: Source, edition: Edition, options: ScoreOptions) -> np.ndarray | None:
-    """The group of each row, int64, -1 for rows without a label; None for mean profiles, which are not drawn."""
+@dataclass(frozen=True)
+class _Labelled:
+    """A source with the columns that scoring reads, and the group of each row, -1 for rows without a label."""
+
+    source: Source
+    columns: dict[str, np.ndarray]
+    groups: np.ndarray
+
+    def drawn(self, rng: np.random.Generator) -> DrawnRows:
+        """As many rows of every group, drawn with replacement; rows without a label stay."""
+        times = np.ones(len(self.groups), dtype=np.int64)
+        order = np.argsort(self.groups, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(self.groups[order])) + 1):
+            if len(rows) and self.groups[rows[0]] >= 0:
+                times[rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
+        rows = np.repeat(np.arange(len(times)), times)
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return DrawnRows(self.source, rows, columns, name=self.source.name)
+
+
+def _labelled(source: Source, edition: Edition, options: ScoreOptions) -> _Labelled | None:
+    """What is needed to draw the cells of a source; None for mean profiles, which are not drawn."""
     meta = read_meta(source)
     if meta is not None and meta.rows == "mean":
         return None
-    labels = source.labels(options.pert_col or edition.file.perturbation_column)
-    control = options.control or edition.file.control_label
-    names = [CONTROL if name == control else str(name) for name in labels.categories]
+    perturbation = options.pert_col or edition.file.perturbation_column
+    labels = source.labels(perturbation)
+    columns = {perturbation: labels.values()}
     codes = labels.codes.astype(np.int64)
     column = options.context_col or edition.file.context_column or "context"
     if column in source.obs_columns:
-        context = source.labels(column).codes.astype(np.int64)
-        codes = np.where((codes >= 0) & (context >= 0), context * max(1, len(names)) + codes, -1)
-    return codes
-
-
-def _resampled(source: Source, groups: np.ndarray | None, rng: np.random.Generator) -> Source:
-    if groups is None:
-        return source
-    times = np.ones(len(groups), dtype=np.int64)
-    order = np.argsort(groups, kind="stable")
-    bounds = np.flatnonzero(np.diff(groups[order])) + 1
-    for rows in np.split(order, bounds):
-        if len(rows) and groups[rows[0]] >= 0:
-            times[rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
-    return ResampledSource(source, times)
+        contexts = source.labels(column)
+        columns[column] = contexts.values()
+        context = contexts.codes.astype(np.int64)
+        codes = np.where((codes >= 0) & (context >= 0), context * max(1, len(labels.categories)) + codes, -1)
+    return _Labelled(source, columns, codes)

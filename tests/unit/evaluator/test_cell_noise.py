@@ -1,69 +1,17 @@
-"""Standard errors over cells: the resampled source, the draws, and their agreement with independent experiments."""
+"""Standard errors over cells: the draws, and their agreement with independent experiments."""
 
-from itertools import pairwise
-
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from builders import standard_h5ad
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.errors import ShapeError, UsageError
+from vcbench.data_specs.errors import UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.h5ad_write import write_h5ad_dense
-from vcbench.data_specs.memory_source import MemorySource
-from vcbench.data_specs.resampled_source import ResampledSource
 from vcbench.data_specs.standard import MatrixMeta, StandardMeta
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.scoring import score
 from vcc2026_panels import random_panel
-
-FORMS = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": lambda x: x}
-
-
-def small(form="csr", n=9):
-    rng = np.random.default_rng(0)
-    x = rng.poisson(0.7, (n, 5)).astype(np.float32)
-    obs = pd.DataFrame({"perturbation": [f"P{i % 3}" for i in range(n)], "n": np.arange(n)})
-    obs.index = [f"c{i}" for i in range(n)]
-    return ad.AnnData(FORMS[form](x), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(5)]))
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    times=st.lists(st.integers(0, 3), min_size=9, max_size=9),
-    block=st.integers(1, 200),
-    form=st.sampled_from(sorted(FORMS)),
-    seed=st.integers(0, 5),
-)
-def test_the_source_is_the_repeated_rows(times, block, form, seed):
-    adata = small(form)
-    rows = np.repeat(np.arange(9), times)
-    source = ResampledSource(MemorySource(adata), np.array(times))
-    dense = adata.X if form == "dense" else adata.X.toarray()
-    assert source.n_obs == len(rows) and list(source.genes) == list(adata.var_names)
-    assert list(source.labels("perturbation").values()) == list(adata.obs["perturbation"].to_numpy()[rows])
-    assert list(source.values("n")) == list(rows) and list(source.obs_names) == [f"c{i}" for i in rows]
-    wanted = np.random.default_rng(seed).random(len(rows)) < 0.5
-    for mask in (None, wanted):
-        seen = np.zeros(len(rows), dtype=bool)
-        for part in source.row_blocks(max_bytes=block, wanted=mask):
-            np.testing.assert_array_equal(part.matrix.toarray(), dense[rows[part.start : part.stop]])
-            assert not seen[part.start : part.stop].any()
-            seen[part.start : part.stop] = True
-        assert seen.all() if mask is None else seen[mask].all()
-        for start, values, bounds in source.value_blocks(max_bytes=block, wanted=mask):
-            sums = [values[a:b].sum() for a, b in pairwise(bounds)]
-            np.testing.assert_allclose(sums, dense[rows[start : start + len(sums)]].sum(axis=1))
-
-
-def test_one_number_per_row():
-    with pytest.raises(ShapeError):
-        ResampledSource(MemorySource(small()), np.ones(3))
-
 
 LABELS = ("G000", "G001", "G002", "G003", "G004")
 

@@ -67,8 +67,8 @@ def test_every_scoring_rule_has_a_coded_issue(case):
     issue = next(i for i in caught.value.issues if i.code == case.code)
     if case.rule:
         assert f"2026:{case.rule}" in catalogue()[case.code].rules
-    # A context too many in the truth is a context that the prediction lacks.
-    at = "pred" if case.code == "E591" else case.arm
+    # A label or context too many in the truth is one that the prediction lacks.
+    at = "pred" if case.code in ("E583", "E591") else case.arm
     assert issue.where.startswith(at) and issue.found and issue.expected
     assert issue.fix.startswith("vcbench ")
 
