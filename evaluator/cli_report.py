@@ -97,7 +97,8 @@ def report(
         matrix=matrix,
     )
     size = write_report(found, target)
-    note(f"wrote {target}: {len(entries)} entries, {size / 2**20:.2f} MiB", quiet=quiet)
+    what = "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
+    note(f"wrote {target}: {what}, {size / 2**20:.2f} MiB", quiet=quiet)
     if figures is not None:
         note(f"wrote {write_figures(found, figures, force=force)} figures to {figures}", quiet=quiet)
 
