@@ -29,6 +29,7 @@ from ..validation import opened_entry
 Key = tuple[str, str]
 # Counts that declare no total are compared at ten thousand per cell.
 TARGET_SUM = 10_000.0
+NO_COLUMN = "(no context)"
 # Genes of a plot: the most changed ones, in the truth and in the predictions.
 OBSERVED_GENES, PREDICTED_GENES = 400, 100
 
@@ -83,8 +84,10 @@ def effects_of(
     """
 
     rules, wanted = load_edition(edition), [key for key, _ in keys]
-    options = ScoreOptions(pert_col=pert_col, control=control, matrix=matrix)
     contexts = sorted({context for context, _ in wanted})
+    # Editions without contexts know the rows by their perturbation alone, whatever columns the files have.
+    column = NO_COLUMN if contexts == [""] else None
+    options = ScoreOptions(pert_col=pert_col, control=control, matrix=matrix, context_col=column)
     with ExitStack() as stack:
         real = _truth(truth, stack, rules)
         kind, _ = _scale(real, rules, matrix, TARGET_SUM)

@@ -313,6 +313,24 @@ def test_truths_that_do_not_serve(scored, tmp_path, capsys):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_effects_of_an_edition_without_contexts(tmp_path):
+    """The files may have a column of contexts; the ScoreCard of 2025 has none."""
+    real = standard_h5ad(tmp_path / "real.h5ad", perturbations=LABELS, cells=20, controls=30)
+    keys = [(("", "G001"), "best")]
+    found = effects_of(
+        {"itself": real},
+        [(None, str(real))],
+        keys,
+        edition="vcc2025",
+        pert_col="perturbation",
+        control="control",
+    )
+    x, names = logs_of(real)
+    expected = x[names == "G001"].mean(axis=0) - x[names == "control"].mean(axis=0)
+    np.testing.assert_allclose(found[0].observed, expected, atol=1e-6)
+    np.testing.assert_allclose(found[0].predicted["itself"], expected, atol=1e-6)
+
+
 def test_names_of_files_and_logarithms():
     assert file_name("effect", "K562/A+B", "my model") == "effect-K562_A+B-my_model"
     assert file_name("../..", "") == "x-x"
