@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from ..data_specs.atomic import atomic_folder, write_text
-from ..data_specs.errors import InvalidFile, ModelError, OutputError, UsageError
+from ..data_specs.errors import InvalidFile, ModelError, OutputError, UnknownName, UsageError
 from ..data_specs.hashing import file_facts
+from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..evaluator.scorecard import MetricValue
 from ..evaluator.scoring import score
@@ -130,7 +131,9 @@ def tune(
     Raises
     ------
     UsageError
-        The split has no validation rows, an unknown metric, a budget below 1, or a model without a space.
+        The split has no validation rows, a budget below 1, or a model without a space.
+    UnknownName
+        `by` is no metric of mean profiles.
     OutputError
         `out` holds trials of other data, split, features, seed or metric.
     """
@@ -138,6 +141,9 @@ def tune(
         raise UsageError(f"a budget of {budget} trials; at least one is needed.")
     if len(set(models)) < len(models):
         raise UsageError("a model is named twice.")
+    known = load_edition(EDITION).profiles[PROFILE].metrics
+    if by not in known:
+        raise UnknownName("metric", by, list(known), "vcbench list metrics")
     rows = read_split(split)
     if not rows.keys("validation"):
         raise UsageError(f"{split} has no validation rows, and nothing else may choose settings.")
@@ -188,12 +194,16 @@ def best_trials(trials: Sequence[Trial], better: str) -> dict[str, Trial]:
 def _stored(place: Path, asked: Mapping[str, Any]) -> Trial | None:
     if not (place / TRIAL).is_file():
         return None
-    record = json.loads((place / TRIAL).read_text(encoding="utf-8"))
-    if record["asked"] != json.loads(json.dumps(asked)):
+    try:
+        record = json.loads((place / TRIAL).read_text(encoding="utf-8"))
+        stored = Trial(**record["trial"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{place / TRIAL}: no record of a trial ({error}). Remove {place}.") from error
+    if record.get("asked") != json.loads(json.dumps(asked)):
         raise OutputError(
             f"{place}: a trial of other data, split, features, seed or settings. Choose another --out."
         )
-    return Trial(**record["trial"])
+    return stored
 
 
 def _run(
@@ -240,8 +250,6 @@ def _scored(prediction: Path, data: str | os.PathLike[str], rows: Split, by: str
     except InvalidFile as error:
         # A prediction that cannot be scored speaks against its settings; the data were read in training.
         raise ModelError("; ".join(f"{i.code} {i.message}: {i.found}" for i in error.issues)) from error
-    if by not in card.metrics:
-        raise UsageError(f"{by} is no metric of edition {EDITION}, profile {PROFILE}.")
     return card.metrics[by]
 
 

@@ -211,6 +211,8 @@ def score(
         if len(preds) > 1:
             _score_many(scorer, todo, about, keys, force or only_missing, quiet, output_format)
             return
+        if workers is not None and not scorer.divides_cells:
+            note("one entry of this edition is scored here: --executor divides several entries", quiet=quiet)
         pred = next(iter(preds))
         scored = scorer.score(pred, name=name, provenance=about)
     _remember(scored, keys.get(pred))

@@ -182,8 +182,12 @@ class _Dask:
             ) from error
         try:
             self._client: Any = Client(address, timeout="20s", set_as_default=False)
-            self._client.wait_for_workers(1, timeout=60)
         except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"--executor dask://{address}: no scheduler answers ({error}).") from error
+        try:
+            self._client.wait_for_workers(1, timeout=60)
+        except (OSError, TimeoutError) as error:
+            self._client.close()
             raise UsageError(
                 f"--executor dask://{address}: no scheduler with workers answers ({error})."
             ) from error

@@ -23,6 +23,7 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..data_specs.standard import MatrixKind
+from .entry_tasks import EntryTask, absolute, score_task, sent_arguments
 from .kernels.devices import checked_device
 from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
     from .openproblems.tables import EffectTable
 
 HASH_BYTES = 2**22
-# Arguments of `Scorer` that stay in this process.
-NOT_SENT = ("progress", "keep_truth", "executor")
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
 PathLike = str | os.PathLike[str]
 
@@ -148,25 +147,6 @@ def score(
         return scorer.score(pred, name=name, provenance=provenance)
 
 
-@dataclass(frozen=True)
-class EntryTask:
-    """One entry for a worker: the path of its file, the arguments of `Scorer`, what made it, and who asked."""
-
-    pred: str
-    arguments: dict[str, Any]
-    provenance: dict[str, str]
-    command: str | None
-
-
-def score_task(task: EntryTask) -> Scored | InvalidFile | MetricError:
-    """Score the entry of a task in this process, as `Scorer.score` does; its error is returned, not raised."""
-    with Scorer(**task.arguments, keep_truth=False) as scorer:
-        try:
-            return scorer.score(task.pred, provenance=task.provenance, command=task.command)
-        except (InvalidFile, MetricError) as error:
-            return error
-
-
 class Scorer:
     """A truth opened, checked and measured once, against which any number of entries are scored, one after the other.
 
@@ -200,7 +180,7 @@ class Scorer:
         progress: Progress | None = None,
         keep_truth: bool = True,
     ):
-        self._arguments = {key: value for key, value in locals().items() if key not in ("self", *NOT_SENT)}
+        self._arguments = dict(locals())
         if subset not in SUBSETS:
             raise UsageError(f"subset {subset!r} is none of {', '.join(SUBSETS)}.")
         self._rules = load_edition(edition) if isinstance(edition, str) else edition
@@ -287,6 +267,11 @@ class Scorer:
         )
         return Scored(card, result)
 
+    @property
+    def divides_cells(self) -> bool:
+        """Whether the workers of an executor share the cells of an entry; otherwise each scores whole entries."""
+        return self._rules.scoring.pipeline == "vcc2026"
+
     def content_key(self, pred: PathLike) -> str:
         """What the ScoreCard of a file depends on, as one hash; see `content_key.content_key`."""
         from .content_key import content_key
@@ -322,16 +307,16 @@ class Scorer:
         Where cells are not divided among workers (all editions but vcc2026), each worker scores one entry at a time.
         """
         executor = self._options.executor
-        if executor is None or self._rules.scoring.pipeline == "vcc2026":
+        if executor is None or self.divides_cells:
             for pred in preds:
                 try:
                     yield pred, self.score(pred, provenance=provenance)
                 except (InvalidFile, MetricError) as error:
                     yield pred, error
             return
-        threads = self._options.threads or executor.threads
-        shared = {**self._arguments, "threads": threads}
-        tasks = [EntryTask(os.fspath(pred), shared, dict(provenance or {}), command_line()) for pred in preds]
+        shared = sent_arguments(self._arguments, threads=self._options.threads or executor.threads)
+        about, asked = dict(provenance or {}), command_line()
+        tasks = [EntryTask(absolute(pred), shared, about, asked) for pred in preds]
         done = partial(self._progress, text="entries")
         yield from zip(preds, executor.map(score_task, tasks, done=done), strict=True)
 

@@ -158,6 +158,8 @@ def pack(
             f"edition {chosen.id} takes tables of differential expression; models write them themselves."
         )
     check_effect_scale(effect_scale)
+    if dry_run and score_emission is not None:
+        raise UsageError("--score-emission draws and scores cells; leave out --dry-run.")
     problems = Problems(chosen.id)
     inputs = Inputs(
         prediction=() if in_memory(pred) else tuple(prediction_files(pred, problems)),

@@ -105,6 +105,12 @@ def effects_of(
             name: _predicted(path, rules, options, genes, kind.target_sum, present, contexts[0])
             for name, path in predictions.items()
         }
+    for name, values in (
+        (real.name, measured.mean),
+        *((name, v) for name, rows_of in found.items() for v in rows_of.values()),
+    ):
+        if not np.isfinite(values).all():
+            raise UsageError(f"{name} holds values that are not finite; `vcbench validate` says where.")
     at = {key: i for i, key in enumerate(rows)}
     which = dict(keys)
     return [_effect(key, which[key], genes, measured, at[key], at[key[0], CONTROL], found) for key in present]

@@ -14,6 +14,8 @@ import pandas as pd
 from ...data_specs.errors import UsageError
 
 METRICS = "metrics.jsonl"
+ROW_KEYS = {"probe", "metric", "before", "after", "change", "expected", "as_expected"}
+FINDING_KEYS = {"name", "evidence"}
 PROBE_KEYS = {"probes_version", "entry", "edition", "rows", "marks", "flags", "probes"}
 
 
@@ -48,6 +50,10 @@ def read_curves(runs: Mapping[str, Path]) -> list[Curve]:
     return out
 
 
+def _has_keys(items: Any, keys: set[str]) -> bool:
+    return isinstance(items, list) and all(isinstance(item, dict) and set(item) >= keys for item in items)
+
+
 def read_probes(files: tuple[Path, ...], *, edition: str) -> list[dict[str, Any]]:
     """The reports that `vcbench probe -o` wrote. Raises `UsageError` for other files and other editions."""
     out = []
@@ -58,6 +64,9 @@ def read_probes(files: tuple[Path, ...], *, edition: str) -> list[dict[str, Any]
             raise UsageError(f"{file}: no probe report can be read ({error}).") from error
         if not (isinstance(found, dict) and set(found) >= PROBE_KEYS):
             raise UsageError(f"{file}: not a report of `vcbench probe ENTRY ... -o FILE`.")
+        listed = {"rows": ROW_KEYS, "marks": FINDING_KEYS, "flags": FINDING_KEYS}
+        if not all(_has_keys(found[name], keys) for name, keys in listed.items()):
+            raise UsageError(f"{file}: its rows, marks or flags are not those of a probe report.")
         if found["edition"] != edition:
             raise UsageError(
                 f"{file}: a probe of edition {found['edition']}, the ScoreCards are of {edition}."

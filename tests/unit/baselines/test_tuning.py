@@ -10,7 +10,7 @@ from vcbench.baselines import tuning
 from vcbench.baselines.registry import create, names
 from vcbench.baselines.tuning import Trial, best_trials, spaces, trial_settings, tune
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.errors import OutputError, UsageError
+from vcbench.data_specs.errors import OutputError, UnknownName, UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.split_file import Split, write_split
 from vcbench.evaluator.cli import cli
@@ -127,6 +127,14 @@ def test_refusals(files, tmp_path):
         tune(["mean"], data, tmp_path / "none.csv", tmp_path / "t")
     with pytest.raises(UsageError, match="at least one"):
         tune(["mean"], data, split, tmp_path / "t", budget=0)
+    for by in ("colour", "edistance"):
+        with pytest.raises(UnknownName):
+            tune(["mean"], data, split, tmp_path / "t", by=by)
+    assert not (tmp_path / "t").exists()
+    tune(["no-change"], data, split, tmp_path / "v", by="mse")
+    (tmp_path / "v" / "trials" / "no-change-000" / "trial.json").write_text("{")
+    with pytest.raises(OutputError, match="no record of a trial"):
+        tune(["no-change"], data, split, tmp_path / "v", by="mse")
     with pytest.raises(UsageError, match="twice"):
         tune(["mean", "mean"], data, split, tmp_path / "t")
 

@@ -199,6 +199,30 @@ def test_calibration_is_that_of_one_process(edition, column, tmp_path):
         calibrate(arms, edition="vcc2026", options=ScoreOptions(pert_col="target", executor=here))
 
 
+def test_workers_may_run_in_another_folder(tmp_path, monkeypatch):
+    labels = ("G000", "G001")
+    for name, cells in (("real", 20), ("p", 10), ("q", 11)):
+        standard_h5ad(tmp_path / f"{name}.h5ad", perturbations=labels, cells=cells, controls=15)
+    (tmp_path / "elsewhere").mkdir()
+
+    class Elsewhere(Here):
+        def map(self, function, tasks, *, done=None):
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            return super().map(function, tasks, done=done)
+
+    monkeypatch.chdir(tmp_path)
+    with Scorer("real.h5ad", edition="core", executor=Elsewhere(2)) as scorer:
+        outcomes = dict(scorer.score_all(["p.h5ad", "q.h5ad"]))
+    assert [outcome.card.name for outcome in outcomes.values()] == ["p", "q"]
+
+
+def test_one_entry_of_another_edition_says_that_it_is_not_divided(tmp_path, capsys):
+    real = standard_h5ad(tmp_path / "r.h5ad", perturbations=("G000", "G001"), cells=10, controls=10)
+    words = ["score", str(real), "--truth", str(real), "--edition", "core", "--executor", "processes:2"]
+    assert run(cli, words) == 0
+    assert "one entry of this edition is scored here" in capsys.readouterr().err
+
+
 # ---- executors ----
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from builders import standard_h5ad
 from report_support import METRICS, invented_cards
 from scipy.stats import ttest_ind
 from vcbench.data_specs.cli_support import run
+from vcbench.data_specs.errors import UsageError
 from vcbench.data_specs.h5ad import H5ad
 from vcbench.data_specs.h5ad_write import write_h5ad_dense
 from vcbench.data_specs.normalize import to_log1p
@@ -166,8 +168,11 @@ def test_mixed_editions_and_foreign_files_are_refused(cards, tmp_path, capsys):
     assert command(cards, other, "-o", tmp_path / "r.html") == 2
     assert "never mixed" in capsys.readouterr().err
     (tmp_path / "bad.json").write_text("[]")
+    keys = {name: [] for name in ("probes_version", "entry", "edition", "marks", "flags", "probes")}
+    (tmp_path / "rows.json").write_text(json.dumps({**keys, "rows": [{"probe": "x"}]}))
     for words, told in (
         (["--probe", tmp_path / "bad.json"], "not a report"),
+        (["--probe", tmp_path / "rows.json"], "not those of a probe report"),
         (["--run", f"a={tmp_path}"], "no training curve"),
         (["--run", "nothing"], "NAME=PATH"),
         (["--pred", "nobody=x.h5ad", "--truth", "y.h5ad"], "nobody"),
@@ -311,6 +316,16 @@ def test_truths_that_do_not_serve(scored, tmp_path, capsys):
         assert command(folder / "card", "-o", tmp_path / "r.html", *words) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_values_that_are_not_finite_are_not_drawn(scored, tmp_path):
+    _, real, pred = scored
+    broken = tmp_path / "broken.h5ad"
+    broken.write_bytes(pred.read_bytes())
+    with h5py.File(broken, "r+") as file:
+        file["X"][0, 0] = np.nan
+    with pytest.raises(UsageError, match="not finite"):
+        effects_of({"mine": broken}, [(None, str(real))], [(("K562", "G000"), "best")], edition="core")
 
 
 def test_effects_of_an_edition_without_contexts(tmp_path):

@@ -118,6 +118,10 @@ def test_refusals(files, tmp_path):
         pack(other.cells, "vcc2025", out=tmp_path / "e.vcc", score_emission=2, **lists)
     with pytest.raises(UsageError, match="at least 2"):
         pack(files.means, "vcc2026", out=tmp_path / "e.vcc", score_emission=1, **files.options())
+    with pytest.raises(UsageError, match="leave out --dry-run"):
+        pack(
+            files.means, "vcc2026", out=tmp_path / "e.vcc", score_emission=2, dry_run=True, **files.options()
+        )
     with pytest.raises(UsageError, match="raw counts"):
         module._controls(["A"], module.Pools(lambda context: None))
     assert not (tmp_path / "e.vcc").exists()

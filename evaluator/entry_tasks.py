@@ -1,0 +1,56 @@
+"""Whole entries as tasks for the workers of an executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data_specs.errors import InvalidFile, MetricError
+from .truth_files import listed_truths
+
+if TYPE_CHECKING:
+    from .scoring import Scored
+
+# Arguments of `Scorer` that stay in the process that asks.
+NOT_SENT = ("self", "progress", "keep_truth", "executor")
+
+
+@dataclass(frozen=True)
+class EntryTask:
+    """One entry for a worker: the path of its file, the arguments of `Scorer`, what made it, and who asked."""
+
+    pred: str
+    arguments: dict[str, Any]
+    provenance: dict[str, str]
+    command: str | None
+
+
+def sent_arguments(arguments: Mapping[str, Any], *, threads: int) -> dict[str, Any]:
+    """Arguments of `Scorer` for a worker, which may run in another folder: paths are absolute."""
+    out = {key: value for key, value in arguments.items() if key not in NOT_SENT}
+    out["truth"] = [(context, absolute(item)) for context, item in listed_truths(out["truth"])]
+    out["split"] = absolute(out["split"])
+    out["references"] = {
+        name: absolute(item) if isinstance(item, (str, os.PathLike)) and Path(item).exists() else item
+        for name, item in (out["references"] or {}).items()
+    }
+    return out | {"threads": threads}
+
+
+def absolute(item: Any) -> Any:
+    """A path as absolute text; anything else as it is."""
+    return str(Path(item).absolute()) if isinstance(item, (str, os.PathLike)) else item
+
+
+def score_task(task: EntryTask) -> Scored | InvalidFile | MetricError:
+    """Score the entry of a task in this process, as `Scorer.score` does; its error is returned, not raised."""
+    from .scoring import Scorer
+
+    with Scorer(**task.arguments, keep_truth=False) as scorer:
+        try:
+            return scorer.score(task.pred, provenance=task.provenance, command=task.command)
+        except (InvalidFile, MetricError) as error:
+            return error
