@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..data_specs.cli_support import (
+    InputPath,
     dry_run_option,
     echo_json,
     echo_table,
@@ -29,10 +30,8 @@ _DEVICES = click.Choice(["auto", "cpu", "cuda"])
     epilog="Example: vcbench train linear data.h5ad --split split.csv --set n_components=20 -o run"
 )
 @click.argument("name")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option(
-    "--split", type=click.Path(path_type=Path), help="Split CSV; without it every perturbation trains."
-)
+@click.argument("data", type=InputPath())
+@click.option("--split", type=InputPath(), help="Split CSV; without it every perturbation trains.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting; repeat for more.")
 @click.option(
     "--config",
@@ -174,12 +173,12 @@ def _estimate_deep(
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--controls",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="Standard file with control cells; default: the control means of the training file.",
 )
 @click.option(
     "--perturbations",
-    type=click.Path(path_type=Path),
+    type=InputPath(),
     help="CSV context,perturbation of the rows to predict; default: the split's test rows.",
 )
 @click.option(
@@ -293,8 +292,8 @@ def features(source: Path, like: Path | None, force: bool, output_format: str, o
 
 
 @click.command(epilog="Example: vcbench perfect data.h5ad --split split.csv -o perfect.h5ad")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--split", required=True, type=click.Path(path_type=Path), help="Split CSV with test rows.")
+@click.argument("data", type=InputPath())
+@click.option("--split", required=True, type=InputPath(), help="Split CSV with test rows.")
 @force_option
 @out_option(help="The mean-effects h5ad to write.")
 def perfect(data: Path, split: Path, force: bool, out: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..data_specs.cli_support import (
+    InputPath,
     echo_json,
     echo_table,
     format_option,
@@ -24,9 +25,7 @@ from ..data_specs.cli_support import (
     epilog="Example: vcbench tune ridge linear data.h5ad --split split.csv --features go:terms.gmt --budget 8 -o tuned"
 )
 @click.argument("names", nargs=-1, required=True, metavar="NAME... DATA")
-@click.option(
-    "--split", type=click.Path(path_type=Path), required=True, help="Split CSV with validation rows."
-)
+@click.option("--split", type=InputPath(), required=True, help="Split CSV with validation rows.")
 @click.option(
     "--budget", type=click.IntRange(min=1), default=8, show_default=True, help="Trials of every model."
 )

@@ -16,6 +16,7 @@ from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED
 from ..data_specs.matrix_scan import scan_matrix, value_issues
 from ..data_specs.normalize import to_log1p
+from ..data_specs.remote import input_path
 from ..data_specs.split_file import Split
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixMeta, read_meta
 from ..evaluator.bulk import GroupMoments, group_moments
@@ -182,7 +183,7 @@ def load_training_data(path: str | os.PathLike[str], split: Split | None) -> Tra
         target_sum=float(rows.matrix.target_sum or 0.0),
         extras={"dataset_id": rows.dataset_id},
         sampling_variance=_sampling_variance(moments, train, control_at),
-        cells=TrainingCells(Path(path), codes >= 0, rows.matrix),
+        cells=TrainingCells(input_path(path), codes >= 0, rows.matrix),
         notes=tuple(notes),
     )
 
@@ -312,7 +313,7 @@ def load_control_means(
             [
                 make_issue(
                     "E675",
-                    where=f"{Path(path).name}:/obs/{PERTURBATION}",
+                    where=f"{input_path(path).name}:/obs/{PERTURBATION}",
                     found="no cells labelled control",
                     expected="control cells",
                     file=shlex.quote(str(path)),

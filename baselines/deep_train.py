@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data_specs.atomic import write_text
+from ..data_specs.hashing import file_sha256
+from ..data_specs.remote import input_path
 from ..data_specs.split_file import Split, read_split
 from .base import TrainingData
 from .card import card_text
@@ -20,7 +22,7 @@ from .data import load_training_data
 from .deep import DeepModel, placement_of, require_torch
 from .deep_data import load_cells
 from .diagnosis import finite
-from .features import FeatureSource, feature_source, file_sha256
+from .features import FeatureSource, feature_source
 from .registry import create
 from .run_folder import BEST, CARD, RunRecord, start_run
 from .settings import config_dict
@@ -153,7 +155,7 @@ def estimate_deep(
     from .training.estimate import estimate
 
     try:
-        ready = _prepare(name, Path(path), split, settings, features, seed, device)
+        ready = _prepare(name, input_path(path), split, settings, features, seed, device)
         return estimate(
             ready.trainable, ready.model.config, seed=seed, processes=ready.processes, load_s=ready.load_s
         )
@@ -194,7 +196,7 @@ def train_deep(
     from .training.distributed import stop_processes
     from .training.loop import fit
 
-    folder, data_path = Path(out), Path(path)
+    folder, data_path = Path(out), input_path(path)
     continues = resume and find_checkpoint(folder / BEST.parent, LAST) is not None
     if not continues:
         check_folder(folder, data_path, force or resume)

@@ -14,12 +14,13 @@ from ..data_specs.atomic import check_output
 from ..data_specs.errors import ModelError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.h5ad_write import write_h5ad_stream
+from ..data_specs.hashing import file_sha256
 from ..data_specs.labels import CONTROL
+from ..data_specs.remote import input_path
 from ..data_specs.standard import MatrixMeta, StandardMeta
 from ..submission.control_pool import ControlPool
 from ..submission.emission import EmissionReport, GroupEmission, choose_mode
 from .data import standard_rows
-from .features import file_sha256
 from .predict import PredictResult
 from .run_folder import Run
 
@@ -35,7 +36,7 @@ def training_file(run: Run) -> Path:
         It is no longer at its recorded path, or its content changed.
     """
     recorded = run.inputs["data"]
-    path = Path(recorded["file"])
+    path = input_path(recorded["file"])
     if not path.is_file():
         raise UsageError(f"the training file {path} is gone; give control cells with --controls FILE.h5ad.")
     if file_sha256(path) != recorded["sha256"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +15,10 @@ import numpy as np
 
 from ..data_specs.errors import InvalidFile, ModelError, UsageError
 from ..data_specs.gmt import read_gmt
+from ..data_specs.hashing import file_sha256
 from ..data_specs.issues import first_of, make_issue
 from ..data_specs.labels import targets_of
+from ..data_specs.remote import input_path
 from .go_graph import fix_signs, incidence, spectral_embedding
 
 GO_PREFIX = "go:"
@@ -107,7 +108,7 @@ def feature_source(text: str | os.PathLike[str]) -> FeatureSource:
     """
     given = os.fspath(text)
     is_go = given.startswith(GO_PREFIX)
-    path = Path(given[len(GO_PREFIX) :] if is_go else given)
+    path = input_path(given[len(GO_PREFIX) :] if is_go else given)
     try:
         digest = file_sha256(path)
     except OSError as error:
@@ -123,15 +124,6 @@ def feature_source(text: str | os.PathLike[str]) -> FeatureSource:
             ]
         ) from error
     return FeatureSource(given, path, is_go, digest)
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file's content, streamed."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while chunk := handle.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def gene_terms(path: Path) -> dict[str, frozenset[str]]:

@@ -18,6 +18,7 @@ from ..data_specs.errors import InvalidFile, ModelError, UsageError
 from ..data_specs.h5ad_write import write_h5ad_dense
 from ..data_specs.issues import Issue, make_issue
 from ..data_specs.labels import STANDARD, UNASSIGNED
+from ..data_specs.remote import input_path
 from ..data_specs.standard import MatrixMeta, StandardMeta
 from ..evaluator.executors import Executor
 from .base import Key, Prediction
@@ -99,7 +100,7 @@ def read_requests(path: str | os.PathLike[str], *, contexts: Sequence[str]) -> l
         Unreadable, no perturbation column, an empty label, a repeated row, or no context column with several
         contexts (code E674, all at once).
     """
-    file = Path(path)
+    file = input_path(path)
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
@@ -161,7 +162,7 @@ def predict(
     if controls is None:
         return PredictResult(run.genes, _model_predict(run, keys, run.control_means, executor))
     genes, means = load_control_means(controls, target_sum=run.target_sum)
-    return _aligned(run, keys, genes, means, Path(controls), executor)
+    return _aligned(run, keys, genes, means, input_path(controls), executor)
 
 
 def _model_predict(

@@ -56,7 +56,7 @@ def predict_divided(
         )
         for low, high in pairwise(bounds)
     ]
-    parts = executor.map(predict_part, tasks)
+    parts = executor.map(predict_part, tasks, files=[run.folder.absolute()])
     return Prediction(
         tuple(key for part in parts for key in part.keys),
         np.concatenate([part.profiles for part in parts]),

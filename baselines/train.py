@@ -13,12 +13,14 @@ import numpy as np
 
 from ..data_specs.atomic import check_output
 from ..data_specs.errors import OutputError
+from ..data_specs.hashing import file_sha256
+from ..data_specs.remote import input_path
 from ..data_specs.split_file import Split, read_split
 from .base import TrainingData
 from .card import card_text
 from .data import load_training_data
 from .diagnosis import Diagnosis, diagnose, finite, peak_memory_mib
-from .features import FeatureSource, feature_source, file_sha256
+from .features import FeatureSource, feature_source
 from .registry import create
 from .run_folder import RunRecord, write_run
 from .settings import config_dict
@@ -66,7 +68,7 @@ class LoadedData:
 def load_data(path: str | os.PathLike[str], split: str | os.PathLike[str] | Split | None) -> LoadedData:
     """Training data of a standard file and a split (a path, a `Split`, or None for all rows). Raises `InvalidFile`."""
     chosen = split if split is None or isinstance(split, Split) else read_split(split)
-    return LoadedData(load_training_data(path, chosen), chosen, Path(path), file_sha256(path))
+    return LoadedData(load_training_data(path, chosen), chosen, input_path(path), file_sha256(path))
 
 
 def train(

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..data_specs.atomic import atomic_folder, write_text
 from ..data_specs.errors import InvalidFile, ModelError, OutputError, UnknownName, UsageError
-from ..data_specs.hashing import file_facts
+from ..data_specs.hashing import file_sha256
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..evaluator.scorecard import MetricValue
@@ -151,8 +151,8 @@ def tune(
     folder = Path(out)
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     common = {
-        "data": file_facts(Path(data))["sha256"],
-        "split": file_facts(Path(split))["sha256"],
+        "data": file_sha256(data),
+        "split": file_sha256(split),
         "features": features,
         "seed": seed,
         "by": by,

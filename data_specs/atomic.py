@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import OutputError
+from .remote import is_remote, output_path
 
 PART_PREFIX = ".vcbench-part-"
 
@@ -26,8 +27,10 @@ def check_output(
         It is a directory, its parent is missing, it exists and `force` is false, or it is the same file
         as one of `inputs` (never allowed, not even with `force`).
     """
-    out = Path(path)
+    out = output_path(path)
     for source in inputs:
+        if is_remote(source):
+            continue
         if os.path.realpath(source) == os.path.realpath(out) or _same_file(source, out):
             raise OutputError(f"{out}: is also an input; inputs are never overwritten. Choose another --out.")
     if out.is_dir():
@@ -59,7 +62,7 @@ def atomic_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterat
     OutputError
         The disk is full, or the folder cannot be written.
     """
-    target = Path(path).absolute()
+    target = output_path(path).absolute()
     part = target.parent / f"{PART_PREFIX}{os.getpid()}-{target.name}"
     try:
         yield part
@@ -81,7 +84,7 @@ def atomic_folder(path: str | os.PathLike[str], *, force: bool = False) -> Itera
 
     With `force`, an existing folder is replaced only after the new one is complete.
     """
-    target = Path(path).absolute()
+    target = output_path(path).absolute()
     if target.exists() and not force:
         raise OutputError(f"{target}: exists already. Choose another --out or add --force.")
     if target.exists() and not target.is_dir():

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .hdf5_guard import guarded
+from .remote import input_path, output_path, public
 
 if TYPE_CHECKING:
     from .issues import Issue
@@ -71,7 +73,12 @@ def out_option(
     required: bool = True, help: str = "Where to write the result."
 ) -> Callable[[CommandT], CommandT]:
     """`-o/--out PATH`."""
-    return _option("-o", "--out", type=click.Path(), required=required, help=help)
+    return _option("-o", "--out", type=click.Path(), required=required, help=help, callback=_local)
+
+
+def _local(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an output that is a URL before any work."""
+    return None if value is None else str(output_path(value))
 
 
 def edition_option(required: bool = True) -> Callable[[CommandT], CommandT]:
@@ -108,6 +115,15 @@ scoring_device_option = _option(
     help="Where rank sums are taken; the numbers are the same. torch-cpu: the GPU's code on the CPU.",
 )
 dry_run_option = _option("--dry-run", is_flag=True, help="Check and estimate, write nothing.")
+
+
+class InputPath(click.ParamType):
+    """An input file: a local path, or a URL."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return input_path(value)
 
 
 class _Memory(click.ParamType):
@@ -237,9 +253,9 @@ _COMMAND: ContextVar[tuple[str, ...] | None] = ContextVar("command", default=Non
 
 
 def command_line() -> str | None:
-    """The command line that is being run, as a shell takes it; None where Python code calls."""
+    """The command line that is being run, as a shell takes it, without passwords; None where Python code calls."""
     words = _COMMAND.get()
-    return None if words is None else shlex.join(["vcbench", *words])
+    return None if words is None else public(shlex.join(["vcbench", *words]))
 
 
 def run(group: click.Group, args: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 
 from .errors import InvalidFile, OutputError
 from .issues import Issue, first_of, make_issue
+from .remote import HDF5_SIGNATURE, input_path
 from .tar_members import (
     BLOCK,
     DAMAGED,
@@ -37,7 +38,6 @@ WATERMARK, META = "watermark.txt", "meta.json"
 META_SCHEMA = 1
 WATERMARK_BYTES = b"vcc-prep"
 MAX_META_BYTES = 64 * 1024
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def open_entry(path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | No
         The container is damaged, incomplete, of no known year or hostile (codes E501 to E511). A missing path
         and anything that is not a container are left to `H5ad`, which names its own codes.
     """
-    file = Path(path)
+    file = input_path(path)
     if not is_container(file):
         yield Entry(file, "h5ad")
         return
@@ -92,7 +92,7 @@ def open_entry(path: str | os.PathLike[str], *, tmp: str | os.PathLike[str] | No
 
 def is_container(path: str | os.PathLike[str]) -> bool:
     """True for an existing file that is named `.vcc` or begins as a tar does."""
-    file = Path(path)
+    file = input_path(path)
     if not file.is_file():
         return False
     if file.suffix.lower() == ".vcc":
@@ -108,7 +108,7 @@ def container_issues(
     entry: Entry, allowed: Sequence[str], path: str | os.PathLike[str], edition: str
 ) -> list[Issue]:
     """The container's warnings, and an error (E540) when the edition does not take this container."""
-    file, issues = Path(path), list(entry.notes)
+    file, issues = input_path(path), list(entry.notes)
     if entry.container not in allowed:
         issues.append(
             make_issue(
@@ -183,7 +183,7 @@ def _unreadable(path: Path, error: OSError) -> InvalidFile:
 
 
 def _kind_of(head: bytes) -> str:
-    if head.startswith(_HDF5_SIGNATURE):
+    if head.startswith(HDF5_SIGNATURE):
         return "a plain HDF5 file"
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         return "a bare zstd stream"
@@ -329,6 +329,6 @@ def _unpack(path: Path, payload: Member, target: Path) -> None:
         ) from error
     with target.open("rb") as handle:
         head = handle.read(8)
-    if head != _HDF5_SIGNATURE:
+    if head != HDF5_SIGNATURE:
         found = f"a file that starts with {head!r}" if head else "an empty file"
         raise payload_problem("E511", path, found, "an HDF5 file")

@@ -19,6 +19,7 @@ from .gene_names import repeated_names, unique_genes
 from .h5ad import DEFAULT_BLOCK_BYTES, H5ad
 from .h5ad_columns import Labels
 from .h5ad_write import write_h5ad_stream
+from .hashing import file_sha256
 from .issues import Issue, first_of, has_errors, make_issue, sort_issues
 from .labels import CONTROL, parse_dose, split_label
 from .matrix_scan import (
@@ -443,12 +444,6 @@ def kept_columns(spec: DatasetSpec, present: Iterable[str]) -> dict[str, str]:
             name = SOURCE_PREFIX + name
         kept[name] = source
     return kept
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def file_issue(

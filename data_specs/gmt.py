@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import InvalidFile
 from .issues import make_issue
+from .remote import input_path
 
 DEFAULT_MAX_TERM_SIZE = 2000
 
@@ -27,7 +28,7 @@ def read_gmt(
     InvalidFile
         The file cannot be read (E632), or lines are malformed or repeat a term (E633, all at once).
     """
-    file = Path(path)
+    file = input_path(path)
     lines = _lines(file)
     by_gene: dict[str, set[str]] = {}
     issues, seen = [], {}

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,6 +34,7 @@ from .h5ad_structure import (
     unreadable,
 )
 from .issues import make_issue
+from .remote import file_name, input_path
 
 if TYPE_CHECKING:
     # Type checkers take a cached_property for no match of a protocol's property.
@@ -82,7 +82,7 @@ class H5ad:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, location: str = "X"):
-        self.path = Path(path)
+        self.path = input_path(path)
         # Whoever unpacked a container calls the file by the container's name; this is where it lies.
         self.opened_path = self.path.absolute()
         self.location = location
@@ -112,7 +112,7 @@ class H5ad:
     @property
     def name(self) -> str:
         """The file name, as issues show it."""
-        return self.path.name
+        return file_name(self.path)
 
     @property
     def n_obs(self) -> int:

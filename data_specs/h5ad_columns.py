@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -13,6 +12,7 @@ import numpy as np
 from .errors import InvalidFile
 from .h5ad_structure import is_group
 from .issues import make_issue
+from .remote import input_path
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_categorical(node: Any) -> Labels:
 
 
 def _bad_column(node: Any, found: str) -> InvalidFile:
-    path = Path(node.file.filename)
+    path = input_path(node.file.filename)
     issue = make_issue(
         "E012",
         where=f"{path.name}:{node.name}",

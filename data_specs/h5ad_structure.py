@@ -15,6 +15,7 @@ import numpy as np
 from .errors import InvalidFile
 from .hdf5_guard import crash_of
 from .issues import Issue, make_issue
+from .remote import HDF5_SIGNATURE, is_remote, open_pieces
 
 DEFAULT_BLOCK_BYTES = 16 * 2**20
 # A dataset of more bytes than this that stores less than one byte in CREDIBLE_RATIO was never written in full:
@@ -29,8 +30,12 @@ def require_regular_file(path: Path, *, expected: str = "an .h5ad file") -> None
     """Refuse a path that is missing (E001), not a regular file (E002) or not accessible (E004). Opens nothing."""
     try:
         mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        # Web servers that do not answer come as missing files, too.
+        found = "no such file, or no answer" if is_remote(path) else "no such file"
+        raise _invalid("E001", path, found, expected) from error
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise unreadable(path, error) from error
         raise _invalid("E001", path, "no such file", expected) from error
     if not stat.S_ISREG(mode):
@@ -49,11 +54,12 @@ def open_hdf5(path: Path) -> Any:
     ending = crash_of(path)
     if ending is not None:
         raise _invalid("E016", path, ending, "a file that the HDF5 library can read")
-    if not h5py.is_hdf5(path):
+    remote = is_remote(path)
+    if head != HDF5_SIGNATURE if remote else not h5py.is_hdf5(path):
         found = f"a file that starts with {head!r}" if head else "an empty file"
         raise _invalid("E003", path, found, "an HDF5 file")
     try:
-        return h5py.File(path, "r")
+        return h5py.File(open_pieces(path) if remote else path, "r")
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
-_CHUNK = 2**20
+from .remote import AnyPath, input_path
+
+_CHUNK = 2**22
 
 
-def file_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`{"bytes", "sha256"}` of a file, read in pieces."""
-    digest, file = hashlib.sha256(), Path(path)
-    with file.open("rb") as handle:
+def file_facts(path: AnyPath) -> dict[str, Any]:
+    """`{"bytes", "sha256"}` of a file, local or remote, read in pieces."""
+    digest, n_bytes = hashlib.sha256(), 0
+    with input_path(path).open("rb") as handle:
         while piece := handle.read(_CHUNK):
             digest.update(piece)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+            n_bytes += len(piece)
+    return {"bytes": n_bytes, "sha256": digest.hexdigest()}
+
+
+def file_sha256(path: AnyPath) -> str:
+    """The sha256 of a file, local or remote, read in pieces."""
+    return str(file_facts(path)["sha256"])

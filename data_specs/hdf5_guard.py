@@ -21,11 +21,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from .remote import input_path, is_remote, open_pieces
+
 _LONGEST_LOOK_S = 60
 _SMALL_BYTES = 2**20
 _guarded: ContextVar[bool] = ContextVar("guarded", default=False)
-# Files that were looked at: device, inode, size, time of the last change.
-_seen: set[tuple[int, int, int, int]] = set()
+# Files that were looked at: device, inode, size, time of the last change; or URL and what its server says of it.
+_seen: set[tuple[Any, ...]] = set()
 
 
 @contextmanager
@@ -42,11 +44,12 @@ def crash_of(path: Path) -> str | None:
     """How a process ends that walks through the file; None when it survives, or where no one asked to look."""
     if not _guarded.get():
         return None
-    stat = path.stat()
-    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    remote = is_remote(path)
+    key = _remote_key(path) if remote else _key(path.stat())
     if key in _seen:
         return None
-    status = _forked(path) if hasattr(os, "fork") else _spawned(path)
+    # A forked child has none of the threads that file systems of a network work with.
+    status = _forked(path) if hasattr(os, "fork") and not remote else _spawned(path)
     if status >= 0:
         _seen.add(key)
         return None
@@ -56,6 +59,14 @@ def crash_of(path: Path) -> str | None:
         return f"the HDF5 library ended with {signal.Signals(-status).name}"
     except ValueError:
         return f"the HDF5 library ended with signal {-status}"
+
+
+def _key(stat: os.stat_result) -> tuple[Any, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _remote_key(path: Any) -> tuple[Any, ...]:
+    return str(path), path.fs.ukey(path.path)
 
 
 def _forked(path: Path) -> int:
@@ -97,7 +108,10 @@ def walk(path: str | os.PathLike[str]) -> int:
     low_level: Any = h5py
 
     n_objects = 0
-    with contextlib.suppress(Exception), h5py.File(path, "r") as file:
+    source: Any = path
+    with contextlib.suppress(Exception):
+        source = open_pieces(input_path(path)) if is_remote(path) else path
+    with contextlib.suppress(Exception), h5py.File(source, "r") as file:
         waiting: list[Any] = [file]
         seen: set[Any] = set()
         while waiting:

@@ -13,6 +13,7 @@ from .errors import UsageError
 from .h5ad import H5ad
 from .joined_source import JoinedSource
 from .memory_source import MemorySource
+from .remote import input_path, is_path_like, is_remote
 from .sources import Source
 from .standard import CONTEXT
 
@@ -31,18 +32,21 @@ def named_files(files: Files, option: str) -> list[NamedFile]:
         No file, an empty name, or a context given twice. `option` is how messages call the argument.
     """
     if isinstance(files, Mapping):
-        return [(str(context), Path(path)) for context, path in files.items()]
-    listed = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+        return [(str(context), input_path(path)) for context, path in files.items()]
+    listed = [files] if is_path_like(files) else list(files)
     out: list[NamedFile] = []
     for item in listed:
-        context, sign, name = str(item).partition("=")
-        if not sign or not isinstance(item, str) or Path(item).exists():
-            context, name = "", str(item)
+        if not isinstance(item, str):
+            out.append((None, input_path(item)))
+            continue
+        context, sign, name = item.partition("=")
+        if not sign or is_remote(item) or Path(item).exists():
+            context, name = "", item
         if not name:
             raise UsageError(f"{option} {item!r}: names no file.")
         if context and any(context == other for other, _ in out):
             raise UsageError(f"{option} gives the context {context!r} twice.")
-        out.append((context or None, Path(name)))
+        out.append((context or None, input_path(name)))
     if not out:
         raise UsageError(f"{option}: names no file.")
     return out

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .conversion import cell_issues, column_issues, file_issue, file_sha256, source_issues
+from .conversion import cell_issues, column_issues, file_issue, source_issues
 from .errors import InvalidFile
 from .gene_names import unique_genes
 from .h5ad import DEFAULT_BLOCK_BYTES, H5ad
+from .hashing import file_sha256
 from .issues import Issue, first_of, sort_issues
 from .labels import targets_of
 from .matrix_scan import OnRows, scale_issues, scan_matrix, value_issues
 from .recognise import Recognition, recognise_file
+from .remote import file_name, input_path
 from .schema_check import check_standard
 from .source_cells import source_cells, taken_labels
 from .spec_models import DatasetSpec
@@ -53,7 +54,8 @@ def check_file(
         return Checked(tuple(sort_issues(error.issues)), None, None)
     if recognition is None:
         return Checked(tuple(check_standard(path, **options)), None, None)
-    where, name = Path(path), Path(path).name
+    where = input_path(path)
+    name = file_name(where)
     if recognition.best is None:
         issue = file_issue("W636", where, name, found=recognition.why(), expected="a known layout")
         return Checked(tuple(sort_issues([issue, *check_standard(path, **options)])), None, recognition)

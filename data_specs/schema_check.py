@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from .errors import InvalidFile, UsageError
@@ -124,7 +122,7 @@ def _labels(file: H5ad, rows: str, *, no_genes: bool) -> list[Issue]:
     if odd:
         expected = "control, A, or A+B with parts in order and once"
         issues.append(_issue("E621", file, "obs/perturbation", found=first_of(odd), expected=expected))
-    unused = _unused_categories(file.path)
+    unused = _unused_categories(file, labels)
     if unused:
         expected = "only categories that occur"
         issues.append(_issue("W613", file, "obs/perturbation", found=first_of(unused), expected=expected))
@@ -134,17 +132,9 @@ def _labels(file: H5ad, rows: str, *, no_genes: bool) -> list[Issue]:
     return issues
 
 
-def _unused_categories(path: Path) -> list[str]:
-    with h5py.File(path, "r") as raw:
-        node: Any = raw["obs"]
-        column: Any = node[PERTURBATION]
-        if not isinstance(column, h5py.Group) or "categories" not in column:
-            return []
-        categories: Any = column["categories"]
-        codes: Any = column["codes"]
-        names = [n.decode() if isinstance(n, bytes) else str(n) for n in categories[()]]
-        used = set(np.unique(codes[()]).tolist())
-    return [name for i, name in enumerate(names) if i not in used]
+def _unused_categories(file: H5ad, labels: Labels) -> list[str]:
+    used = set(labels.categories)
+    return [name for name in file.stored_categories(PERTURBATION) or () if name not in used]
 
 
 def _unmeasured(file: H5ad, labels: Labels) -> list[Issue]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from .atomic import write_text
 from .errors import InvalidFile
 from .issues import make_issue
+from .remote import input_path
 
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -68,7 +69,7 @@ def read_split(path: str | os.PathLike[str]) -> Split:
     InvalidFile
         Missing file, missing columns, an unknown split name, a repeated key (codes E601 to E604).
     """
-    file = Path(path)
+    file = input_path(path)
     try:
         with file.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)

@@ -15,8 +15,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
+
+from .remote import input_path
 
 BLOCK = 512
 MAX_EXTENDED_HEADER = 64 * 1024
@@ -62,7 +63,7 @@ def is_compressed(head: bytes) -> bool:
 @contextmanager
 def open_archive(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """The archive as a seekable stream of tar blocks; gzip, bzip2 and xz are decompressed on the way."""
-    file = Path(path)
+    file = input_path(path)
     with file.open("rb") as handle:
         head = handle.read(8)
     opener = next((o for magic, o in _COMPRESSED.items() if head.startswith(magic)), None)

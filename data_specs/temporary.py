@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import OutputError
+from .remote import is_remote
 
 TEMP_PREFIX = ".vcbench-tmp-"
 _live: set[Path] = set()
@@ -40,12 +41,17 @@ def _remove(path: Path) -> None:
 
 
 def temporary_folder(path: Path, tmp: str | os.PathLike[str] | None) -> Path:
-    """Where the unpacked file goes. Raises `OutputError` when `tmp` is given and is no folder."""
+    """Where the unpacked file goes: `tmp`; else beside `path` where that is local and writable; else the system's.
+
+    Raises `OutputError` when `tmp` is given and is no folder.
+    """
     if tmp is not None:
         folder = Path(tmp)
         if not folder.is_dir():
             raise OutputError(f"{folder}: --tmp needs an existing folder.")
         return folder
+    if is_remote(path):
+        return Path(tempfile.gettempdir())
     beside = path.absolute().parent
     return beside if os.access(beside, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from ..data_specs.atomic import atomic_folder
 from ..data_specs.errors import InvalidFile, UsageError
+from ..data_specs.hashing import file_sha256
 from ..data_specs.issues import Issue, make_issue
+from ..data_specs.remote import input_path, is_remote
 
 if TYPE_CHECKING:
     from ..data_specs.spec_models import Edition
@@ -42,7 +44,7 @@ class Bundle:
     @property
     def sha256(self) -> str:
         """The hash of the manifest, which holds the hashes of all members."""
-        return file_hash(self.path / MANIFEST)
+        return file_sha256(self.path / MANIFEST)
 
     @property
     def contexts(self) -> list[str]:
@@ -55,7 +57,11 @@ class Bundle:
 
     def array(self, member: str) -> np.ndarray:
         """An array of the bundle, memory-mapped."""
-        return np.load(self.path / member, mmap_mode="r", allow_pickle=False)
+        file = self.path / member
+        if is_remote(file):
+            with file.open("rb") as handle:
+                return np.load(handle, allow_pickle=False)
+        return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def new_bundle(
             "edition": edition.id,
             "pipeline": edition.scoring.pipeline,
             "vcbench_version": version("vcbench"),
-            "members": {file.relative_to(part).as_posix(): file_hash(file) for file in files},
+            "members": {file.relative_to(part).as_posix(): file_sha256(file) for file in files},
             **folder.record,
         }
         manifest[_OWN_HASH] = _manifest_hash(manifest)
@@ -101,7 +107,7 @@ def read_manifest(
     InvalidFile
         It is no bundle, of another version or edition, incomplete, or a file was changed after it was written (E593).
     """
-    folder = Path(path)
+    folder = input_path(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -120,7 +126,7 @@ def read_manifest(
         file = folder / name
         if not file.is_file():
             raise broken(folder, f"no {name}", "every member of the manifest", edition=edition)
-        if check_hashes and file_hash(file) != digest:
+        if check_hashes and file_sha256(file) != digest:
             raise broken(
                 folder, f"{name} was changed after it was written", f"sha256 {digest[:12]}…", edition=edition
             )
@@ -133,10 +139,10 @@ def open_bundle(path: str | os.PathLike[str], *, edition: Edition, check_hashes:
     if edition.scoring.pipeline == "vcc2026":
         from .vcc2026.bundle import TruthBundle
 
-        return TruthBundle(Path(path), manifest)
+        return TruthBundle(input_path(path), manifest)
     from .celleval.bundle import CellevalBundle
 
-    return CellevalBundle(Path(path), manifest)
+    return CellevalBundle(input_path(path), manifest)
 
 
 def join_bundles(parts: Sequence[tuple[str | None, Bundle]], *, edition: Edition) -> Any:
@@ -175,16 +181,7 @@ def named_contexts(parts: Sequence[tuple[str | None, Bundle]]) -> dict[str, Bund
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder with a manifest."""
-    return (Path(path) / MANIFEST).is_file()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while piece := handle.read(2**22):
-            digest.update(piece)
-    return digest.hexdigest()
+    return (input_path(path) / MANIFEST).is_file()
 
 
 def broken(folder: Path, found: str, expected: str, *, edition: str | None) -> InvalidFile:

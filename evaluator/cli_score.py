@@ -27,6 +27,7 @@ from ..data_specs.cli_support import (
     shown_progress,
     threads_option,
 )
+from ..data_specs.remote import file_name, input_path, is_remote
 from .score_options import SUBSETS
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep ScoreCards in --out that were made of the same files, rules and options; score the others.",
 )
+@click.option("--tmp", type=click.Path(), metavar="DIR", help="Where a .vcc is unpacked; default: beside it.")
 @executor_option
 @seed_option
 @threads_option
@@ -128,6 +130,7 @@ def score(
     no_intervals: bool,
     cell_resamples: int,
     only_missing: bool,
+    tmp: str | None,
     executor: str,
     seed: int,
     threads: int | None,
@@ -198,6 +201,7 @@ def score(
             intervals=not no_intervals,
             cell_resamples=cell_resamples,
             executor=workers,
+            tmp=tmp,
             progress=show,
             keep_truth=len(preds) > 1,
         ) as scorer,
@@ -244,7 +248,7 @@ def _card_folders(
         return [None if out is None else Path(out)]
     if name is not None:
         raise UsageError("--name is for one entry; several are named after their files.")
-    names = [Path(pred).name.removesuffix(".h5ad").removesuffix(".vcc") for pred in preds]
+    names = [file_name(input_path(pred)).removesuffix(".h5ad").removesuffix(".vcc") for pred in preds]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(
@@ -336,7 +340,7 @@ def parse_truths(texts: Sequence[str]) -> list[tuple[str | None, str]]:
     out: list[tuple[str | None, str]] = []
     for text in texts:
         context, sign, path = text.partition("=")
-        if not sign or Path(text).exists():
+        if not sign or is_remote(text) or Path(text).exists():
             context, path = "", text
         if not path:
             raise UsageError(f"--truth {text!r}: names no file.")

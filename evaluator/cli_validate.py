@@ -19,6 +19,7 @@ from ..data_specs.cli_support import (
     memory_option,
     quiet_option,
 )
+from ..data_specs.remote import input_path
 
 if TYPE_CHECKING:
     from .checks.value_scan import Progress
@@ -130,12 +131,11 @@ def verify(file: str, **options: Any) -> None:
 
     Exit code 0: valid (warnings allowed); 1: invalid; 2: wrong usage.
     """
-    from pathlib import Path
 
     from ..data_specs.containers import is_container
     from ..data_specs.errors import UsageError
 
-    if Path(file).is_file() and not is_container(file):
+    if input_path(file).is_file() and not is_container(file):
         raise UsageError(f"{file}: is no submission file; `vcbench validate` checks an h5ad.")
     _run(file, [], **options)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data_specs.errors import UsageError
-from ..data_specs.hashing import file_facts
+from ..data_specs.hashing import file_sha256
+from ..data_specs.remote import input_path, is_path_like
 from ..data_specs.spec_models import Edition
 from .scorecard import read_scorecard
 
@@ -56,18 +57,18 @@ def content_key(
 def _content(item: Any) -> str:
     from .bundles import MANIFEST, is_bundle
 
-    if not isinstance(item, (str, os.PathLike)):
+    if not is_path_like(item):
         raise UsageError("only files have a content to compare; give paths.")
     # A bundle's manifest has the hashes of all its files.
-    file = Path(item) / MANIFEST if is_bundle(item) else Path(item)
+    file = input_path(item) / MANIFEST if is_bundle(item) else input_path(item)
     try:
-        return str(file_facts(file)["sha256"])
+        return file_sha256(file)
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error}).") from error
 
 
 def _content_or_text(item: Any) -> str:
-    is_file = isinstance(item, (str, os.PathLike)) and Path(item).is_file()
+    is_file = is_path_like(item) and input_path(item).is_file()
     return _content(item) if is_file else str(item)
 
 

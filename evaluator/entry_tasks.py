@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data_specs.errors import InvalidFile, MetricError
+from ..data_specs.remote import absolute_text, input_path, is_path_like
 from .truth_files import listed_truths
 
 if TYPE_CHECKING:
@@ -32,9 +31,9 @@ def sent_arguments(arguments: Mapping[str, Any], *, threads: int) -> dict[str, A
     """Arguments of `Scorer` for a worker, which may run in another folder: paths are absolute."""
     out = {key: value for key, value in arguments.items() if key not in NOT_SENT}
     out["truth"] = [(context, absolute(item)) for context, item in listed_truths(out["truth"])]
-    out["split"] = absolute(out["split"])
+    out["split"], out["tmp"] = absolute(out["split"]), absolute(out["tmp"])
     out["references"] = {
-        name: absolute(item) if isinstance(item, (str, os.PathLike)) and Path(item).exists() else item
+        name: absolute(item) if is_path_like(item) and input_path(item).exists() else item
         for name, item in (out["references"] or {}).items()
     }
     return out | {"threads": threads}
@@ -42,7 +41,7 @@ def sent_arguments(arguments: Mapping[str, Any], *, threads: int) -> dict[str, A
 
 def absolute(item: Any) -> Any:
     """A path as absolute text; anything else as it is."""
-    return str(Path(item).absolute()) if isinstance(item, (str, os.PathLike)) else item
+    return absolute_text(item) if is_path_like(item) else item
 
 
 def score_task(task: EntryTask) -> Scored | InvalidFile | MetricError:

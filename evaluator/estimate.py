@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from ..data_specs.containers import is_container
 from ..data_specs.errors import UsageError
 from ..data_specs.h5ad import H5ad
+from ..data_specs.remote import input_path
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from .bundles import is_bundle, open_bundle
@@ -124,7 +124,7 @@ def estimate_truth(
 
 
 def _opened(item: Any, stack: ExitStack, edition: Edition | None = None) -> Any:
-    path = Path(item)
+    path = input_path(item)
     if edition is not None and is_bundle(path):
         return open_bundle(path, edition=edition, check_hashes=False)
     if is_container(path):

@@ -13,9 +13,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..data_specs.errors import UsageError, WorkersLost
+from ..data_specs.remote import is_remote
 from .kernels.idle import let_idle_threads_sleep
 
 Task = TypeVar("Task")
@@ -37,11 +39,16 @@ class Executor(Protocol):
         tasks: Sequence[Task],
         *,
         done: Callable[[int, int], None] | None = None,
+        files: Sequence[str | os.PathLike[str]] = (),
     ) -> list[Result]:
         """`function(task)` of every task, in order; `done(finished, all)` is called as they end.
 
+        `files` are what the tasks open: absolute local paths, or URLs, which any worker can open.
+
         Raises
         ------
+        UsageError
+            A worker does not see one of the local files.
         WorkersLost
             A task whose worker died `MOST_TRIES` times.
         """
@@ -123,6 +130,7 @@ class _Processes:
         tasks: Sequence[Task],
         *,
         done: Callable[[int, int], None] | None = None,
+        files: Sequence[str | os.PathLike[str]] = (),
     ) -> list[Result]:
         results: dict[int, Result] = {}
         for _ in range(MOST_TRIES):
@@ -211,9 +219,11 @@ class _Dask:
         tasks: Sequence[Task],
         *,
         done: Callable[[int, int], None] | None = None,
+        files: Sequence[str | os.PathLike[str]] = (),
     ) -> list[Result]:
         from distributed.scheduler import KilledWorker
 
+        self._refuse_unseen(files)
         # Retries are for workers that the scheduler takes as failed; an error of the task itself is final.
         with self._client.get_executor(pure=False) as pool:
             futures = {pool.submit(function, task): i for i, task in enumerate(tasks)}
@@ -223,6 +233,21 @@ class _Dask:
             except KilledWorker as error:
                 raise WorkersLost(f"a part lost its Dask worker too often: {error}") from error
         return [results[i] for i in range(len(tasks))]
+
+    def _refuse_unseen(self, files: Sequence[str | os.PathLike[str]]) -> None:
+        local = sorted({str(file) for file in files if not is_remote(file)})
+        # A worker that dies while it is asked is no answer; its tasks go elsewhere.
+        answers = self._client.run(_unseen, local, on_error="ignore") if local else {}
+        for worker, unseen in sorted(answers.items()):
+            if unseen:
+                raise UsageError(
+                    f"{unseen[0]}: worker {worker} does not see it. Workers open files themselves: give a URL or a "
+                    "path of a shared disk (and --tmp there for a .vcc)."
+                )
+
+
+def _unseen(files: Sequence[str]) -> list[str]:
+    return [file for file in files if not Path(file).exists()]
 
 
 def _version() -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data_specs.errors import InvalidFile
 from ..data_specs.issues import Issue, first_of, make_issue
+from ..data_specs.remote import input_path, is_path_like
 
 GENE_HEADERS = ("gene_name", "gene", "gene_symbol", "gene_names", "genes")
 MISSING_NAMES = ("", "nan", "none", "null", "na")
@@ -89,8 +90,8 @@ def read_gene_list(source: str | Path | Sequence[str]) -> GeneList:
     InvalidFile
         Unreadable (E101), without a gene (E107), or with repeated symbols (E102).
     """
-    if isinstance(source, (str, Path)):
-        path = Path(source)
+    if is_path_like(source):
+        path = input_path(source)
         rows = _csv_rows(path, "E101")
         name, quoted = path.name, shlex.quote(str(path))
         genes = [row[0].strip() for row in rows if row and row[0].strip()]
@@ -134,11 +135,11 @@ def read_perturbation_list(
     InvalidFile
         Unreadable (E403), without the column (E404), without a usable row (E405), a repeated row (E406).
     """
-    if not isinstance(source, (str, Path)):
+    if not is_path_like(source):
         rows = [{columns[0]: str(name)} for name in source]
         name, quoted = "perturbation list", "PERTS.csv"
     else:
-        path = Path(source)
+        path = input_path(source)
         name, quoted = path.name, shlex.quote(str(path))
         table = _csv_rows(path, "E403")
         header = [cell.strip() for cell in table[0]] if table else []
@@ -206,8 +207,8 @@ def find_manifest(lists: Iterable[str | Path | Sequence[str] | None]) -> Manifes
         It is too large, no JSON object, or names no contexts (W410).
     """
     for source in lists:
-        if isinstance(source, (str, Path)):
-            path = Path(source).parent / MANIFEST_NAME
+        if is_path_like(source):
+            path = input_path(source).parent / MANIFEST_NAME
             if path.is_file():
                 return _read_manifest(path)
     return None

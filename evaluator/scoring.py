@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..data_specs.cli_support import command_line
 from ..data_specs.errors import InvalidFile, MetricError, UsageError
 from ..data_specs.h5ad import H5ad
+from ..data_specs.hashing import file_facts
 from ..data_specs.issues import Issue, has_errors, sort_issues
+from ..data_specs.remote import file_name, input_path, is_path_like, public
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from .executors import Executor
     from .openproblems.tables import EffectTable
 
-HASH_BYTES = 2**22
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
 PathLike = str | os.PathLike[str]
 
@@ -91,6 +91,7 @@ def score(
     intervals: bool = True,
     cell_resamples: int = 0,
     executor: Executor | None = None,
+    tmp: PathLike | None = None,
     provenance: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Scored:
@@ -99,7 +100,7 @@ def score(
     Parameters
     ----------
     pred
-        Path of an `.h5ad` (cells or mean effects) or `.vcc`, or an AnnData in memory.
+        Path or URL of an `.h5ad` (cells or mean effects) or `.vcc`, or an AnnData in memory.
     truth
         Path or AnnData with the real cells, controls included, or a truth bundle; a mapping {context: path or
         AnnData} or a list of them is read as one. Neither input is modified.
@@ -123,6 +124,8 @@ def score(
         Draws of the cells for standard errors (`uncertainty.cell_noise`); 0 leaves them out.
     executor
         Whose workers do the work (`executors.open_executor`); see `ScoreOptions`. Results do not depend on it.
+    tmp
+        Where a `.vcc` is unpacked; None: beside it, or in the system's folder.
     provenance
         What made the entry, where its file does not say: `model`, `commit`, `seed`, `command`, and settings.
     progress
@@ -177,6 +180,7 @@ class Scorer:
         intervals: bool = True,
         cell_resamples: int = 0,
         executor: Executor | None = None,
+        tmp: PathLike | None = None,
         progress: Progress | None = None,
         keep_truth: bool = True,
     ):
@@ -210,7 +214,7 @@ class Scorer:
             executor=executor,
         )
         self._split, self._intervals, self._progress = split, intervals, progress or _no_progress
-        self._cell_resamples = cell_resamples
+        self._cell_resamples, self._tmp = cell_resamples, tmp
         self._stack = ExitStack()
 
     def __enter__(self) -> Scorer:
@@ -233,7 +237,7 @@ class Scorer:
         started = time.perf_counter()
         with ExitStack() as stack:
             tables = holds_tables(rules)
-            entry, problems = (None, []) if tables else _opened_entry(pred, stack)
+            entry, problems = (None, []) if tables else _opened_entry(pred, stack, self._tmp)
             issues = _validated(entry or pred, problems, self._truth_items, rules, options)
             pred_source = entry.source if entry else open_source(pred, "prediction", stack, tables=tables)
             made = provenance_of(pred_source, provenance, command=command or command_line())
@@ -317,8 +321,10 @@ class Scorer:
         shared = sent_arguments(self._arguments, threads=self._options.threads or executor.threads)
         about, asked = dict(provenance or {}), command_line()
         tasks = [EntryTask(absolute(pred), shared, about, asked) for pred in preds]
+        given = [*(task.pred for task in tasks), *(item for _, item in shared["truth"])]
+        opened = [item for item in given if is_path_like(item)]
         done = partial(self._progress, text="entries")
-        yield from zip(preds, executor.map(score_task, tasks, done=done), strict=True)
+        yield from zip(preds, executor.map(score_task, tasks, done=done, files=opened), strict=True)
 
     def _with_cell_noise(self, result: ScoreResult, pred: Source, truth: Any) -> ScoreResult:
         from .uncertainty.cell_noise import with_cell_noise
@@ -350,12 +356,12 @@ def _no_progress(done: int, total: int, text: str) -> None:
     """Progress for callers that want none."""
 
 
-def _opened_entry(pred: Any, stack: ExitStack) -> tuple[OpenEntry | None, list[Issue]]:
+def _opened_entry(pred: Any, stack: ExitStack, tmp: PathLike | None) -> tuple[OpenEntry | None, list[Issue]]:
     """The prediction's file, opened once for validation and scoring, or why it cannot be; nothing for an AnnData."""
-    if not isinstance(pred, (str, os.PathLike)):
+    if not is_path_like(pred):
         return None, []
     try:
-        return stack.enter_context(opened_entry(pred)), []
+        return stack.enter_context(opened_entry(pred, tmp=tmp)), []
     except InvalidFile as error:
         return None, list(error.issues)
 
@@ -400,7 +406,7 @@ def _validated(
 
 
 def _stem(source: Source) -> str:
-    return source.path.name.removesuffix(".h5ad").removesuffix(".vcc")
+    return file_name(source.path).removesuffix(".h5ad").removesuffix(".vcc")
 
 
 def _truth_inputs(
@@ -411,7 +417,7 @@ def _truth_inputs(
         key = "truth" if len(truths) == 1 else f"truth:{context or source.name}"
         out[key] = _described(source) | ({"context": context} if context else {})
     if split is not None and not isinstance(split, Split):
-        out["split"] = _file_record(Path(split))
+        out["split"] = _file_record(input_path(split))
     return out
 
 
@@ -433,16 +439,12 @@ def _described(source: Source | Bundle | EffectTable) -> dict[str, Any]:
 
 
 def _file_record(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    return {"name": file_name(path), **file_facts(path)}
 
 
-def file_sha256(path: PathLike) -> str:
-    """sha256 of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while piece := handle.read(HASH_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+def _shared(issue: dict[str, Any]) -> dict[str, Any]:
+    """An issue for a file that is passed on: what it says of URLs has no passwords."""
+    return {key: public(value) if isinstance(value, str) else value for key, value in issue.items()}
 
 
 def _card(
@@ -473,7 +475,7 @@ def _card(
         score_interval=result.score_interval,
         metrics=dict(result.metrics),
         strata={key: dict(values) for key, values in result.strata.items()},
-        issues=[issue.to_json() for issue in sort_issues(issues)],
+        issues=[_shared(issue.to_json()) for issue in sort_issues(issues)],
         refused=dict(result.refused),
         inputs=inputs,
         parameters={"options": asked, **result.parameters},

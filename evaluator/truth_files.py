@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from ..data_specs.errors import UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.joined_source import JoinedSource
 from ..data_specs.memory_source import MemorySource
+from ..data_specs.remote import is_path_like
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from .score_options import ScoreOptions
@@ -29,7 +29,7 @@ def refuse_without_cells(edition: Edition, truths: list[tuple[str | None, Any]])
     if holds_tables(edition):
         raise UsageError(f"entries of edition {edition.id} are tables: there are no cells to draw anew.")
     for _, item in truths:
-        if isinstance(item, Bundle) or (isinstance(item, (str, os.PathLike)) and is_bundle(item)):
+        if isinstance(item, Bundle) or (is_path_like(item) and is_bundle(item)):
             raise UsageError("a truth bundle has no cells to draw anew; give the real h5ad.")
 
 
@@ -58,7 +58,7 @@ def open_source(item: Any, role: str, stack: ExitStack, *, tables: bool = False)
         from .openproblems.tables import open_table
 
         return open_table(item, name=role)
-    if isinstance(item, (str, os.PathLike)):
+    if is_path_like(item):
         return stack.enter_context(H5ad(item))
     if all(hasattr(item, slot) for slot in ("X", "obs", "var", "uns")):
         return MemorySource(item, name=role)
@@ -72,7 +72,7 @@ def open_truth(item: Any, role: str, edition: Edition, stack: ExitStack) -> Any:
     if holds_tables(edition):
         return open_source(item, role, stack, tables=True)
     path = item.path if isinstance(item, Bundle) else item
-    if isinstance(path, (str, os.PathLike)) and is_bundle(path):
+    if is_path_like(path) and is_bundle(path):
         return open_bundle(path, edition=edition)
     return open_source(item, role, stack)
 

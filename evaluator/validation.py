@@ -17,6 +17,7 @@ from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue, has_errors, make_issue, renamed, sort_issues
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, named_files, open_files
+from ..data_specs.remote import input_path, is_path_like
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
@@ -71,7 +72,7 @@ def opened_entry(
 
     Raises `InvalidFile`, with issues that name `path`, where it cannot be opened.
     """
-    file = Path(path)
+    file = input_path(path)
     with open_entry(file, tmp=tmp) as entry:
         try:
             source = H5ad(entry.h5ad)
@@ -298,9 +299,9 @@ class _Run:
             self.path = source.path
             self.note_container(source.entry, source.path)
             return source.source
-        if not isinstance(source, (str, os.PathLike)):
+        if not is_path_like(source):
             return stack.enter_context(MemorySource(source))
-        self.path = Path(source)
+        self.path = input_path(source)
         entry: Entry | None = None
         with self.gathering():
             entry = stack.enter_context(open_entry(self.path, tmp=tmp))
@@ -474,4 +475,4 @@ def _why_no_list(given: ListSource | None, option: str) -> str:
 
 
 def _argument(source: ListSource | None, fallback: str) -> str:
-    return shlex.quote(str(source)) if isinstance(source, (str, Path)) else fallback
+    return shlex.quote(str(source)) if is_path_like(source) else fallback

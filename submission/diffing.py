@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import scipy.sparse as sp
 
 from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES
 from ..data_specs.named_files import open_files
+from ..data_specs.remote import input_path
 from ..data_specs.sources import Source
 from ..evaluator.checks.value_scan import row_projection
 from .inspection import CONTEXT_COLUMNS, LABEL_COLUMNS
@@ -100,8 +100,8 @@ def diff_entries(
         A file does not exist or cannot be read.
     """
     with ExitStack() as stack:
-        one = open_files(stack, [(None, Path(left))], tmp)
-        two = open_files(stack, [(None, Path(right))], tmp)
+        one = open_files(stack, [(None, input_path(left))], tmp)
+        two = open_files(stack, [(None, input_path(right))], tmp)
         genes_one, genes_two = [str(g) for g in one.genes], [str(g) for g in two.genes]
         only_left, only_right = _only(genes_one, genes_two), _only(genes_two, genes_one)
         comparable = not only_left and not only_right and len(set(genes_one)) == len(genes_one)

@@ -16,6 +16,7 @@ from ..data_specs.h5ad import DEFAULT_BLOCK_BYTES, H5ad
 from ..data_specs.h5ad_columns import Labels
 from ..data_specs.issues import Issue
 from ..data_specs.labels import CONTROL_ALIASES
+from ..data_specs.remote import input_path
 from ..data_specs.standard import CONTEXT, PERTURBATION
 from ..evaluator.official_memory import packing_bytes, scoring_bytes
 
@@ -113,7 +114,7 @@ def inspect_file(
     OutputError
         `tmp` is no folder.
     """
-    file_path = Path(path)
+    file_path = input_path(path)
     with open_entry(file_path, tmp=tmp) as entry:
         try:
             with H5ad(entry.h5ad) as file:

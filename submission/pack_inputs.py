@@ -17,6 +17,7 @@ from ..data_specs.issues import Issue, first_of, make_issue
 from ..data_specs.labels import CONTROL, UNASSIGNED_LABELS
 from ..data_specs.matrix_scan import MatrixScan, constant_scale, scale_tolerance, scan_matrix, value_issues
 from ..data_specs.named_files import Files, NamedFile, named_files
+from ..data_specs.remote import input_path
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.standard import CONTEXT, PERTURBATION, MatrixKind, MatrixMeta, StandardMeta, read_meta
@@ -79,7 +80,7 @@ class Problems:
     issues: list[Issue] = field(default_factory=list)
 
     def add(self, code: str, source: Source | Path, place: str, found: object, expected: object) -> None:
-        """One issue at `place` (for example `/obs/perturbation`) of a file."""
+        """One issue at `input_path` (for example `/obs/perturbation`) of a file."""
         path = source if isinstance(source, Path) else source.path
         self.issues.append(
             make_issue(
@@ -101,7 +102,7 @@ class Problems:
 
 def prediction_path(pred: str | os.PathLike[str], problems: Problems) -> Path:
     """The file to pack: PRED itself, or `prediction.h5ad` of a run folder."""
-    path = Path(pred)
+    path = input_path(pred)
     if not path.is_dir():
         return path
     inside = path / PREDICTION_NAME

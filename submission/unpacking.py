@@ -12,6 +12,7 @@ from ..data_specs.containers import Container, open_entry
 from ..data_specs.errors import InvalidFile, OutputError, UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.issues import Issue
+from ..data_specs.remote import input_path
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def unpack(
     UsageError
         The entry is an h5ad already.
     """
-    path = Path(entry)
+    path = input_path(entry)
     target = check_output(out, inputs=[path], force=force)
     folder = target.absolute().parent
     with open_entry(path, tmp=folder) as opened:

@@ -15,10 +15,11 @@ class Here:
     """An executor that runs its tasks in this process, through pickles."""
 
     def __init__(self, n_workers, threads=1):
-        self.n_workers, self.threads, self.seen = n_workers, threads, []
+        self.n_workers, self.threads, self.seen, self.files = n_workers, threads, [], []
 
-    def map(self, function, tasks, *, done=None):
+    def map(self, function, tasks, *, done=None, files=()):
         self.seen += tasks
+        self.files += files
         out = []
         for i, task in enumerate(tasks):
             out.append(pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(task))))))

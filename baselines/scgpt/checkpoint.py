@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...data_specs.errors import ModelError
-from ..features import FeatureTable, file_sha256
+from ...data_specs.hashing import file_sha256
+from ..features import FeatureTable
 from .config import ScGPTConfig
 from .model import TransformerGenerator
 from .vocabulary import GeneTokens, Vocabulary, read_vocabulary

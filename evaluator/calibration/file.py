@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...data_specs.errors import InvalidFile
 from ...data_specs.issues import make_issue
+from ...data_specs.remote import input_path
 
 if TYPE_CHECKING:
     from ..scorecard import ScoreCard
@@ -73,7 +74,7 @@ class Calibration(BaseModel):
 
 def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """The calibration in a JSON file. Raises `InvalidFile` (E731) when it is missing, broken or too new."""
-    file = Path(path)
+    file = input_path(path)
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -10,16 +10,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...data_specs.errors import InvalidFile, UsageError, VCBenchError
 from ...data_specs.h5ad import H5ad
+from ...data_specs.hashing import file_sha256
 from ...data_specs.issues import has_errors
 from ...data_specs.joined_source import JoinedSource
 from ...data_specs.memory_source import MemorySource
+from ...data_specs.remote import absolute_text, file_name, input_path, is_path_like
 from ...data_specs.spec_models import Edition, Profile
 from ...data_specs.specs import load_edition
 from ...data_specs.split_file import Split, read_split
@@ -29,7 +30,7 @@ from ..probes.rows import grouped_rows
 from ..profiles import resolve_profile
 from ..score_options import ScoreOptions
 from ..scorecard import MetricValue, ScoreResult
-from ..scoring import VERSIONED, file_sha256
+from ..scoring import VERSIONED
 from ..truth_files import CONTEXT_COLUMN, holds_tables, listed_truths
 from ..uncertainty.paired import PairedMetric, compare_paired
 from ..validation import validate
@@ -102,9 +103,13 @@ def calibrate(
                 ReferenceTask(_paths(items), rules, chosen, replace(options, executor=None), name)
                 for name in REFERENCES
             ]
-            done = partial(tell, text="references")
+            done, opened = partial(tell, text="references"), [path for _, path in _paths(items)]
             results = dict(
-                zip(REFERENCES, options.executor.map(score_reference, tasks, done=done), strict=True)
+                zip(
+                    REFERENCES,
+                    options.executor.map(score_reference, tasks, done=done, files=opened),
+                    strict=True,
+                )
             )
         for number, name in enumerate(REFERENCES if not results else ()):
             tell(number + 1, len(REFERENCES) + 1, name.replace("_", " "))
@@ -148,11 +153,11 @@ def score_reference(task: ReferenceTask) -> ScoreResult | str:
 
 def _paths(items: Sequence[tuple[str | None, Any]]) -> tuple[tuple[str | None, str], ...]:
     for _, item in items:
-        if not isinstance(item, (str, os.PathLike)):
+        if not is_path_like(item):
             raise UsageError(
                 "an executor's workers open files by their paths; give the path of the real h5ad."
             )
-    return tuple((context, str(Path(item).absolute())) for context, item in items)
+    return tuple((context, absolute_text(item)) for context, item in items)
 
 
 def _halved(
@@ -177,7 +182,7 @@ def _opened(
     """The truth as one source, and the options with the column of its contexts."""
     sources = []
     for context, item in items:
-        is_path = isinstance(item, (str, os.PathLike))
+        is_path = is_path_like(item)
         if isinstance(item, Bundle) or (is_path and is_bundle(item)):
             raise UsageError("a truth bundle holds no cells to make halves of; calibrate with the real file.")
         if edition.scoring.pipeline == "core":
@@ -205,8 +210,8 @@ def _opened(
 def _record(items: Sequence[tuple[str | None, Any]]) -> dict[str, Any]:
     hashes = {}
     for context, item in items:
-        is_path = isinstance(item, (str, os.PathLike))
-        name = context or (Path(item).name if is_path else "truth")
+        is_path = is_path_like(item)
+        name = context or (file_name(input_path(item)) if is_path else "truth")
         hashes[f"truth:{name}"] = file_sha256(item) if is_path else None
     if len(items) == 1:
         return {"sha256": next(iter(hashes.values()))}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...data_specs.errors import InvalidFile
 from ...data_specs.issues import first_of, make_issue
+from ...data_specs.remote import input_path
 
 PUBLISHED = "published"
 
@@ -72,7 +73,7 @@ def read_aggregate(
     InvalidFile
         The file cannot be read, lacks the column `statistic`, the row `mean` or a metric, or holds text (E578).
     """
-    file = Path(path)
+    file = input_path(path)
     try:
         with file.open(encoding="utf-8", newline="") as handle:
             rows = list(csv.DictReader(handle))

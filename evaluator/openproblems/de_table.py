@@ -28,6 +28,7 @@ from ...data_specs.issues import Issue, first_of, make_issue, sort_issues
 from ...data_specs.labels import CONTROL
 from ...data_specs.matrix_scan import scan_matrix, value_issues
 from ...data_specs.memory_source import MemorySource
+from ...data_specs.remote import is_path_like
 from ...data_specs.split_file import SPLIT_NAMES, Split, read_split
 from ...data_specs.standard import CONTEXT, PERTURBATION, read_meta
 from ..celleval.de import benjamini_hochberg
@@ -152,7 +153,7 @@ def de_table(
         raise UsageError("give the part of the split whose rows to write: train, validation or test.")
     rows = None if split is None else split if isinstance(split, Split) else read_split(split)
     with ExitStack() as stack:
-        is_path = isinstance(cells, (str, os.PathLike))
+        is_path = is_path_like(cells)
         file: Any = stack.enter_context(H5ad(cells) if is_path else MemorySource(cells))
         meta = read_meta(file)
         control = control or (meta.control_label if meta else CONTROL)

@@ -27,6 +27,7 @@ from ...data_specs.h5ad_structure import (
     unreadable,
 )
 from ...data_specs.issues import Issue, first_of, make_issue
+from ...data_specs.remote import input_path, is_path_like
 
 Key = tuple[str, str]
 ID_COLUMNS = ("id", "cell_type", "sm_name")
@@ -84,8 +85,8 @@ def open_table(source: Any, *, name: str = "table", layers: tuple[str, ...] = ()
     """
     if isinstance(source, EffectTable):
         return source
-    if isinstance(source, (str, os.PathLike)):
-        return _from_file(Path(source), layers)
+    if is_path_like(source):
+        return _from_file(input_path(source), layers)
     if all(hasattr(source, slot) for slot in ("obs", "var", "uns", "layers")):
         return _from_memory(source, name, layers)
     raise UsageError(f"the {name} is a {type(source).__name__}; a path or an AnnData is needed.")
@@ -195,7 +196,7 @@ def read_id_map(path: str | os.PathLike[str]) -> IdMap:
     """The `id_map.csv` of the task. Raises `InvalidFile` (E001, E002, E004, E710) with all its problems."""
     from ...data_specs.h5ad_structure import require_regular_file
 
-    file = Path(path)
+    file = input_path(path)
     require_regular_file(file, expected="a CSV with columns id, cell_type, sm_name")
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:

@@ -16,6 +16,7 @@ from ...data_specs.h5ad import H5ad
 from ...data_specs.joined_source import JoinedSource
 from ...data_specs.labels import CONTROL, targets_of
 from ...data_specs.memory_source import MemorySource
+from ...data_specs.remote import input_path, is_path_like
 from ...data_specs.specs import load_edition
 from ...data_specs.temporary import remove_leftovers, temporary_folder, temporary_path
 from ..bundles import Bundle, is_bundle, join_bundles, open_bundle
@@ -166,7 +167,7 @@ def probe_entry(
         values = _values(before)
         outcomes: list[ProbeOutcome] = []
         rows: list[ProbeRow] = []
-        folder = temporary_folder(Path(opened.path), tmp) if chosen else Path()
+        folder = temporary_folder(input_path(opened.path), tmp) if chosen else Path()
         if chosen:
             remove_leftovers(folder)
         for done, item in enumerate(chosen):
@@ -355,7 +356,7 @@ def _truth_record(card: ScoreCard) -> dict[str, Any]:
 
 
 def _open(entry: Any, stack: ExitStack, tmp: PathLike | None) -> Any:
-    if isinstance(entry, (str, os.PathLike)):
+    if is_path_like(entry):
         return stack.enter_context(opened_entry(entry, tmp=tmp)).source
     return MemorySource(entry, name="entry")
 
@@ -369,7 +370,7 @@ def _truth_facts(
     bundles = [
         (context, open_bundle(item, edition=edition))
         for context, item in listed
-        if isinstance(item, (str, os.PathLike)) and is_bundle(item)
+        if is_path_like(item) and is_bundle(item)
     ]
     if bundles:
         joined = join_bundles(bundles, edition=edition)
@@ -379,7 +380,7 @@ def _truth_facts(
     sources = [
         (
             context,
-            stack.enter_context(H5ad(item)) if isinstance(item, (str, os.PathLike)) else MemorySource(item),
+            stack.enter_context(H5ad(item)) if is_path_like(item) else MemorySource(item),
         )
         for context, item in listed
     ]

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ...data_specs.errors import UsageError
+from ...data_specs.remote import input_path
 from ...data_specs.spec_models import Edition
 from ..bundles import Bundle, named_contexts, new_bundle, read_manifest
 from .baselines import collect_rows, held_cells
@@ -162,7 +163,7 @@ def read_bundle(
     path: str | os.PathLike[str], *, edition: str | None = None, check_hashes: bool = True
 ) -> TruthBundle:
     """Open a bundle. Raises `InvalidFile` (E593) as `bundles.read_manifest`."""
-    return TruthBundle(Path(path), read_manifest(path, edition=edition, check_hashes=check_hashes))
+    return TruthBundle(input_path(path), read_manifest(path, edition=edition, check_hashes=check_hashes))
 
 
 def _write_side(folder: Path, side: RealSide) -> None:

@@ -245,7 +245,8 @@ def measure_divided(
         if cells.on_rows is not None:
             cells.on_rows(cells.source.n_obs * finished // total, cells.source.n_obs)
 
-    return merge_parts(executor.map(measure_part, tasks, done=done), rows, n_groups)
+    opened = [path for found in (files, other) if found is not None for _, path, _ in found.parts]
+    return merge_parts(executor.map(measure_part, tasks, done=done, files=opened), rows, n_groups)
 
 
 def _task_of(cells: Cells, files: SourceFiles, groups: np.ndarray) -> CellsTask:

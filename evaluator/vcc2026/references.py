@@ -12,6 +12,7 @@ from typing import Any
 
 from ...data_specs.errors import InvalidFile, UsageError
 from ...data_specs.issues import make_issue
+from ...data_specs.remote import input_path
 from .catalog import ENTRIES
 
 PathLike = str | os.PathLike[str]
@@ -42,7 +43,7 @@ def read_anchor(path: PathLike) -> dict[str, float]:
     InvalidFile
         The file cannot be read or has other columns (E594).
     """
-    file = Path(path)
+    file = input_path(path)
     if file.is_dir():
         found = [file / name for name in ("anchor_agg.csv", "anchor_agg.parquet") if (file / name).is_file()]
         if not found:
@@ -77,7 +78,7 @@ def _csv_columns(file: Path) -> Mapping[str, Sequence[Any]]:
 
 def _csv_rows(path: PathLike) -> list[list[str]]:
     try:
-        with Path(path).open(newline="", encoding="utf-8") as handle:
+        with input_path(path).open(newline="", encoding="utf-8") as handle:
             rows = [row for row in csv.reader(handle) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _broken(path, str(error), "a UTF-8 CSV") from error

@@ -6,11 +6,11 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from ...data_specs.errors import MetricError, UsageError
+from ...data_specs.remote import input_path
 
 _NO_GENE = {"", "none", "null", "na", "nan"}
 
@@ -82,7 +82,7 @@ def read_target_map(path: str | os.PathLike[str]) -> dict[str, str | None]:
     cannot be read, has other columns, or names a label twice.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as handle:
+        with input_path(path).open(newline="", encoding="utf-8") as handle:
             rows = [row for row in csv.reader(handle) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a readable CSV ({error}).") from error

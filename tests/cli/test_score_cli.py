@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from core_support import cell_file, draw_cells, mean_file
 from vcbench.data_specs.cli_support import run
+from vcbench.data_specs.hashing import file_sha256
 from vcbench.data_specs.split_file import Split, write_split
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.cli_score import parse_truths
 from vcbench.evaluator.scorecard import read_scorecard
-from vcbench.evaluator.scoring import file_sha256, score
+from vcbench.evaluator.scoring import score
 
 GENES = [f"G{i:03d}" for i in range(24)]
 SIZES = {("K562", "control"): 12, ("K562", "G001"): 8, ("K562", "G002"): 8, ("K562", "G001+G002"): 8}

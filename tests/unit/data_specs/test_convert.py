@@ -11,9 +11,10 @@ import pytest
 import scipy.sparse as sp
 from builders import GENES, standard_h5ad
 from vcbench.data_specs import H5ad, load_dataset
-from vcbench.data_specs.conversion import convert, file_sha256
+from vcbench.data_specs.conversion import convert
 from vcbench.data_specs.errors import InvalidFile, OutputError, SpecError
 from vcbench.data_specs.h5ad_write import CsrWriter
+from vcbench.data_specs.hashing import file_sha256
 from vcbench.data_specs.schema_check import check_standard
 from vcbench.data_specs.spec_models import DatasetSpec
 from vcbench.data_specs.specs import parse_spec

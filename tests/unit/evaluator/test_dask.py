@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from executor_tasks import dies_once, fails
+from executor_tasks import dies_once, fails, square
 from vcbench.data_specs.cli_support import run
-from vcbench.data_specs.errors import MetricError
+from vcbench.data_specs.errors import MetricError, UsageError
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.executors import open_executor
 from vcbench.evaluator.scoring import score
@@ -88,6 +88,16 @@ def test_errors_of_tasks_are_final_and_dead_workers_are_not(cluster, tmp_path):
             30,
         ]
     assert (tmp_path / "died").exists()
+
+
+def test_files_that_workers_do_not_see_are_named_before_any_work(cluster, tmp_path):
+    cluster_ready(cluster)
+    (tmp_path / "seen").touch()
+    with open_executor(address(cluster)) as executor:
+        files = [tmp_path / "seen", "s3://bucket/truth.h5ad"]
+        assert executor.map(square, [2], files=files) == [4]
+        with pytest.raises(UsageError, match="entry.h5ad: worker tcp"):
+            executor.map(square, [2], files=[*files, tmp_path / "entry.h5ad"])
 
 
 def cluster_ready(cluster):

@@ -206,9 +206,9 @@ def test_workers_may_run_in_another_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
 
     class Elsewhere(Here):
-        def map(self, function, tasks, *, done=None):
+        def map(self, function, tasks, *, done=None, files=()):
             monkeypatch.chdir(tmp_path / "elsewhere")
-            return super().map(function, tasks, done=done)
+            return super().map(function, tasks, done=done, files=files)
 
     monkeypatch.chdir(tmp_path)
     with Scorer("real.h5ad", edition="core", executor=Elsewhere(2)) as scorer:
