@@ -72,6 +72,8 @@ def files_of(run):
     }
 
 
+ONE_NODE = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_NODES = (str(Path(__file__).parents[2] / "two_nodes.py"),)
 TRAIN = ["-m", "vcbench.baselines.training"]
 
 
@@ -97,8 +99,11 @@ def test_a_killed_run_ends_with_the_same_bits(arguments, uninterrupted, tmp_path
             assert file.read_bytes() == other.read_bytes(), name
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(arguments, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *TRAIN]
+@pytest.mark.parametrize(
+    "launcher", [ONE_NODE, pytest.param(TWO_NODES, marks=pytest.mark.slow)], ids=["one-node", "two-nodes"]
+)
+def test_two_processes_equal_one_with_the_doubled_batch(arguments, tmp_path, launcher):
+    torchrun = [*launcher, *TRAIN]
     found = []
     for name, command, batch in (("one", TRAIN, 16), ("two", torchrun, 8)):
         # Dropout and the draw of its masks belong to a process.

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from vcbench.data_specs.split_file import Split, write_split
 
 pytest.importorskip("torch", reason="torch is not installed")
 
+ONE_NODE = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_NODES = (str(Path(__file__).parents[2] / "two_nodes.py"),)
 SCRIPT = str(Path(__file__).parent / "run_cpa.py")
 LABELS = ("G000", "G001", "G002", "G003", "G000+G001")
 SMALL = {
@@ -32,9 +35,8 @@ SMALL = {
 }
 
 
-def start(*arguments, processes: int = 1, threads: int = 1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *map(str, arguments)]
+def start(*arguments, launcher: Sequence[str] = (), threads: int = 1):
+    command = [sys.executable, *launcher, SCRIPT, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
@@ -104,7 +106,10 @@ def test_a_killed_training_resumes_to_the_same_bits(files, tmp_path):
         ),
     ],
 )
-def test_two_processes_equal_one_with_the_doubled_batch(files, tmp_path, changes):
+@pytest.mark.parametrize(
+    "launcher", [ONE_NODE, pytest.param(TWO_NODES, marks=pytest.mark.slow)], ids=["one-node", "two-nodes"]
+)
+def test_two_processes_equal_one_with_the_doubled_batch(files, tmp_path, changes, launcher):
     """Batch statistics, class weights, mixing partners and second derivatives run over both processes."""
     settings = {
         "steps": 20,
@@ -116,10 +121,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(files, tmp_path, changes
         **changes,
     }
     profiles = []
-    for name, processes, batch in (("one", 1, 24), ("two", 2, 12)):
-        done = start(
-            *options(*files, **settings, batch_size=batch), "-o", tmp_path / name, processes=processes
-        )
+    for name, chosen, batch in (("one", (), 24), ("two", launcher, 12)):
+        done = start(*options(*files, **settings, batch_size=batch), "-o", tmp_path / name, launcher=chosen)
         assert done.returncode == 0, done.stderr[-2000:]
         run = load_run(tmp_path / name)
         keys = [("K562", "G000"), ("RPE1", "G003"), ("K562", "G001+G002")]

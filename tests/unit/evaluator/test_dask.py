@@ -96,7 +96,7 @@ def test_files_that_workers_do_not_see_are_named_before_any_work(cluster, tmp_pa
     with open_executor(address(cluster)) as executor:
         files = [tmp_path / "seen", "s3://bucket/truth.h5ad"]
         assert executor.map(square, [2], files=files) == [4]
-        with pytest.raises(UsageError, match="entry.h5ad: worker tcp"):
+        with pytest.raises(UsageError, match=r"entry\.h5ad: worker tcp"):
             executor.map(square, [2], files=[*files, tmp_path / "entry.h5ad"])
 
 

@@ -17,6 +17,8 @@ from vcbench.data_specs.split_file import Split, write_split
 
 pytest.importorskip("torch", reason="torch is not installed")
 
+ONE_NODE = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_NODES = (str(Path(__file__).parents[2] / "two_nodes.py"),)
 LABELS = ("G000", "G001", "G002", "G003", "G000+G001")
 
 
@@ -67,12 +69,13 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
         assert whole == resumed, f"killed at step {step}"
 
 
+@pytest.mark.parametrize("launcher", [ONE_NODE, TWO_NODES], ids=["one-node", "two-nodes"])
 @pytest.mark.parametrize("uncertainty", ["false", pytest.param("true", marks=pytest.mark.slow)])
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, uncertainty):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, uncertainty, launcher):
     common = arguments(
         tmp_path, "steps=20", "precision=float64", "validation=none", f"uncertainty={uncertainty}"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, *launcher]
     effects = []
     for name, start, batch in (("one", [sys.executable], 8), ("two", torchrun, 4)):
         out = tmp_path / name

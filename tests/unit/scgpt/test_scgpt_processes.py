@@ -17,6 +17,8 @@ from vcbench.data_specs.split_file import Split, write_split
 
 pytest.importorskip("torch", reason="torch is not installed")
 
+ONE_NODE = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_NODES = (str(Path(__file__).parents[2] / "two_nodes.py"),)
 LABELS = ("G000", "G001", "G002", "G003", "G000+G001")
 SETTINGS = {
     "steps": 12,
@@ -87,11 +89,13 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path):
     ],
     ids=lambda more: "-".join(more) or "default",
 )
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, more):
+@pytest.mark.parametrize(
+    "launcher", [ONE_NODE, pytest.param(TWO_NODES, marks=pytest.mark.slow)], ids=["one-node", "two-nodes"]
+)
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, more, launcher):
     common = arguments(tmp_path, **more)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     effects = []
-    for name, start, batch in (("one", [], 8), ("two", torchrun, 4)):
+    for name, start, batch in (("one", [], 8), ("two", launcher, 4)):
         out = tmp_path / name
         size = ["--set", f"batch_size={batch}", "-o", str(out)]
         code, told = run_python(*start, "-m", "vcbench.baselines.training", *common, *size)

@@ -12,14 +12,17 @@ from vcbench.baselines import registry
 MOCK_ENTRY = ("mock_deep:MockDeep", "Embedding times decoder")
 
 
-def die_at(step: int) -> None:
-    """Kill this process (no clean-up runs) at the start of optimizer step `step`, whatever model trains."""
+def die_at(step: int, rank: str = "") -> None:
+    """Kill this process (no clean-up runs) at the start of optimizer step `step`, whatever model trains.
+
+    With a rank, only the process that has it.
+    """
     from vcbench.baselines.training.optimizers import Optimizers
 
     plain = Optimizers.start_pass
 
     def start_pass(self, position, factor):
-        if position.step == step:
+        if position.step == step and rank in ("", os.environ.get("RANK")):
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(self, position, factor)
 
@@ -62,7 +65,8 @@ if __name__ == "__main__":
         two_processes(Path(sys.argv[2]), sys.argv[3])
     else:
         if sys.argv[1] == "die-at":
-            die_at(int(sys.argv[2]))
+            step, _, rank = sys.argv[2].partition(":")
+            die_at(int(step), rank)
             del sys.argv[1:3]
         from vcbench.baselines.training.__main__ import main
 

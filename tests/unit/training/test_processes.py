@@ -21,14 +21,15 @@ from vcbench.baselines.training.config import TrainingConfig
 from vcbench.baselines.training.distributed import Processes
 from vcbench.baselines.training.loop import fit
 
+ONE_NODE = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+TWO_NODES = (str(Path(__file__).parents[2] / "two_nodes.py"),)
 SCRIPT = str(Path(__file__).parent / "run_mock.py")
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH}
 
 
-def start(*arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), SCRIPT, *map(str, arguments)]
+def start(*arguments, launcher=()):
+    command = [sys.executable, *launcher, SCRIPT, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
 
 
@@ -67,8 +68,9 @@ def test_a_killed_training_resumes_to_the_same_bits(data, tmp_path):
     assert steps == sorted(set(steps)) and len(steps) == 9
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(data, tmp_path):
-    done = start("two-processes", tmp_path / "two", data, processes=2)
+@pytest.mark.parametrize("launcher", [ONE_NODE, TWO_NODES], ids=["one-node", "two-nodes"])
+def test_two_processes_equal_one_with_the_doubled_batch(data, tmp_path, launcher):
+    done = start("two-processes", tmp_path / "two", data, launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
     config = TrainingConfig(
@@ -115,3 +117,17 @@ def test_two_processes_equal_one_with_the_doubled_batch(data, tmp_path):
     )
     assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
     assert "fitted in one process" in done.stderr
+
+
+def test_a_lost_node_ends_the_training_which_resumes_to_the_same_bits(data, tmp_path):
+    words = ["mock", data, "--device", "cpu", "--set", "checkpoint_every=2", "--set", "epochs=9", "--quiet"]
+    whole = start(*words, "-o", tmp_path / "whole", launcher=TWO_NODES)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    lost = start("die-at", "7:1", *words, "-o", tmp_path / "lost", launcher=TWO_NODES)
+    assert lost.returncode != 0 and not (tmp_path / "lost" / "card.md").exists()
+    assert (tmp_path / "lost" / "checkpoints" / "last").is_dir()
+    again = start(*words, "-o", tmp_path / "lost", "--resume", launcher=TWO_NODES)
+    assert again.returncode == 0, again.stderr[-2000:]
+    for name in ("best", "last"):
+        file = Path("checkpoints") / name / "weights.safetensors"
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "lost" / file).read_bytes()
