@@ -216,7 +216,8 @@ def score(
             _score_many(scorer, todo, about, keys, force or only_missing, quiet, output_format)
             return
         if workers is not None and not scorer.divides_cells:
-            note("one entry of this edition is scored here: --executor divides several entries", quiet=quiet)
+            only = "its draws are divided" if cell_resamples else "--executor divides several entries"
+            note(f"one entry of this edition is scored here: {only}", quiet=quiet)
         pred = next(iter(preds))
         scored = scorer.score(pred, name=name, provenance=about)
     _remember(scored, keys.get(pred))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..data_specs.errors import InvalidFile, MetricError
@@ -11,8 +12,13 @@ from ..data_specs.remote import absolute_text, input_path, is_path_like
 from .truth_files import listed_truths
 
 if TYPE_CHECKING:
+    from ..data_specs.h5ad import H5ad
+    from .executors import Executor
+    from .pipelines import Progress
     from .scoring import Scored
+    from .uncertainty.cell_noise import Draw
 
+TASKS_PER_WORKER = 3
 # Arguments of `Scorer` that stay in the process that asks.
 NOT_SENT = ("self", "progress", "keep_truth", "executor")
 
@@ -53,3 +59,35 @@ def score_task(task: EntryTask) -> Scored | InvalidFile | MetricError:
             return scorer.score(task.pred, provenance=task.provenance, command=task.command)
         except (InvalidFile, MetricError) as error:
             return error
+
+
+@dataclass(frozen=True)
+class DrawsTask:
+    """Some draws of the cells of an entry for a worker: the entry's h5ad, the arguments of `Scorer`, their numbers."""
+
+    pred: str
+    arguments: dict[str, Any]
+    numbers: tuple[int, ...]
+
+
+def divided_draws(
+    executor: Executor, pred: H5ad, arguments: dict[str, Any], n_draws: int, progress: Progress
+) -> list[Draw | None]:
+    """`Scorer.draws` of all draws by the workers of an executor, in several tasks each: a lost one costs little."""
+    n_tasks = min(n_draws, TASKS_PER_WORKER * executor.n_workers)
+    bounds = [n_draws * i // n_tasks for i in range(n_tasks + 1)]
+    path, plain = str(pred.opened_path), arguments | {"cell_resamples": 0}
+    tasks = [DrawsTask(path, plain, tuple(range(low, high))) for low, high in pairwise(bounds)]
+    files = [path, *(item for _, item in arguments["truth"])]
+    parts = executor.map(
+        score_draws_task, tasks, done=lambda n, of: progress(n, of, "drawing the cells anew"), files=files
+    )
+    return [draw for part in parts for draw in part]
+
+
+def score_draws_task(task: DrawsTask) -> list[Draw | None]:
+    """The scored draws of a task, in order."""
+    from .scoring import Scorer
+
+    with Scorer(**task.arguments, keep_truth=False) as scorer:
+        return scorer.draws(task.pred, task.numbers)

@@ -24,7 +24,7 @@ from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..data_specs.standard import MatrixKind
-from .entry_tasks import EntryTask, absolute, score_task, sent_arguments
+from .entry_tasks import EntryTask, absolute, divided_draws, score_task, sent_arguments
 from .kernels.devices import checked_device
 from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
@@ -43,6 +43,7 @@ from .truth_files import (
     open_truth,
     refuse_without_cells,
 )
+from .uncertainty.cell_noise import check_resamples
 from .uncertainty.intervals import with_intervals
 from .validation import OpenEntry, opened_entry, validate
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .bundles import Bundle
     from .executors import Executor
     from .openproblems.tables import EffectTable
+    from .uncertainty.cell_noise import Draw
 
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
 PathLike = str | os.PathLike[str]
@@ -191,6 +193,7 @@ class Scorer:
         self._profile, self._chosen = profile, resolve_profile(self._rules, profile)
         self._truth_items = listed_truths(truth)
         if cell_resamples:
+            check_resamples(cell_resamples)
             refuse_without_cells(self._rules, self._truth_items)
         if len(self._truth_items) > 1 and context_col is None and self._rules.file.context_column is None:
             # Rows of several files are never pooled, also where the edition knows no contexts.
@@ -255,7 +258,7 @@ class Scorer:
             timings["measure"] = time.perf_counter() - measured
             if self._cell_resamples:
                 drawn = time.perf_counter()
-                result = self._with_cell_noise(result, pred_source, truth_source)
+                result = self._with_cell_noise(result, pred_source)
                 timings["cell_resamples"] = time.perf_counter() - drawn
             if self._intervals:
                 resampled = time.perf_counter()
@@ -326,23 +329,34 @@ class Scorer:
         done = partial(self._progress, text="entries")
         yield from zip(preds, executor.map(score_task, tasks, done=done, files=opened), strict=True)
 
-    def _with_cell_noise(self, result: ScoreResult, pred: Source, truth: Any) -> ScoreResult:
+    def draws(self, pred: Any, numbers: Sequence[int]) -> list[Draw | None]:
+        """The scores of some draws of the cells of a prediction, a path or a source, and of the truth."""
+        from .uncertainty.cell_noise import score_draws
+
+        options = replace(self._options, shared=None, executor=None)
+        pipeline = load_pipeline(self._rules.scoring.pipeline)
+        about: dict[str, Any] = {"edition": self._rules, "profile": self._chosen, "options": options}
+        with ExitStack() as stack:
+            source = open_source(pred, "prediction", stack) if is_path_like(pred) else pred
+            return score_draws(
+                numbers,
+                source,
+                self._options.remembered("truth", self._opened_truth)[1],
+                lambda drawn, real: pipeline(drawn, real, **about, progress=_no_progress),
+                edition=self._rules,
+                options=options,
+                progress=self._progress,
+            )
+
+    def _with_cell_noise(self, result: ScoreResult, pred: Source) -> ScoreResult:
         from .uncertainty.cell_noise import with_cell_noise
 
-        options = replace(self._options, shared=None)
-        measure = load_pipeline(self._rules.scoring.pipeline)
-        return with_cell_noise(
-            result,
-            pred,
-            truth,
-            lambda drawn, real: measure(
-                drawn, real, edition=self._rules, profile=self._chosen, options=options, progress=_no_progress
-            ),
-            edition=self._rules,
-            options=options,
-            n_resamples=self._cell_resamples,
-            progress=self._progress,
-        )
+        executor, n_draws = self._options.executor, self._cell_resamples
+        in_files = all(is_path_like(item) for _, item in self._truth_items)
+        if executor is None or not (in_files and isinstance(pred, H5ad)):
+            return with_cell_noise(result, self.draws(pred, range(n_draws)))
+        arguments = sent_arguments(self._arguments, threads=self._options.threads or executor.threads)
+        return with_cell_noise(result, divided_draws(executor, pred, arguments, n_draws, self._progress))
 
     def _opened_truth(self) -> tuple[list[tuple[str | None, Any]], Any]:
         truths = [

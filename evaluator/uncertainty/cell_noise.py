@@ -8,7 +8,7 @@ Introduction to the Bootstrap (1993), chapter 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,47 +33,43 @@ KEYS = ["context", "perturbation"]
 Measure = Callable[[Any, Any], ScoreResult]
 
 
-def with_cell_noise(
-    result: ScoreResult,
+@dataclass(frozen=True)
+class Draw:
+    """The scores of one draw of the cells: every metric's value (NaN without one), and its rows per perturbation."""
+
+    values: dict[str, float]
+    rows: pd.DataFrame
+
+
+def check_resamples(n_resamples: int) -> None:
+    """Raise `UsageError` for fewer than 10 draws."""
+    if n_resamples < FEWEST:
+        raise UsageError(f"{n_resamples} draws of the cells; at least {FEWEST} are needed.")
+
+
+def score_draws(
+    numbers: Sequence[int],
     pred: Source,
     truth: Source,
     measure: Measure,
     *,
     edition: Edition,
     options: ScoreOptions,
-    n_resamples: int,
     progress: Progress,
-) -> ScoreResult:
-    """The result with the tables `cell_noise` and `cell_noise_rows`.
+) -> list[Draw | None]:
+    """The draws of these numbers, each scored; None for one that leaves a metric undefined.
+
+    A draw depends on its number and the root seed alone, so any part of them can be scored anywhere.
 
     Parameters
     ----------
     measure
-        Scores a prediction against a truth as `result` was made.
-    n_resamples
-        Draws of the cells, at least 10; each costs as much as the scoring itself.
-
-    Returns
-    -------
-    ScoreResult
-        `cell_noise`: one row per metric with its `value`, the standard error `se` over draws, the `bias` (mean of the
-        draws minus the value) and the number of draws that gave a value. `cell_noise_rows`: the standard error of
-        every metric per (context, perturbation). A standard error of fewer than two values is NaN. Deterministic in
-        the seed, for any block size and number of threads.
-
-    Raises
-    ------
-    UsageError
-        Fewer than 10 draws.
+        Scores a prediction against a truth.
     """
-    if n_resamples < FEWEST:
-        raise UsageError(f"{n_resamples} draws of the cells; at least {FEWEST} are needed.")
     sides = [(source, _labelled(source, edition, options)) for source in (pred, truth)]
-    metrics = list(result.metrics)
-    values = np.full((n_resamples, len(metrics)), np.nan)
-    rows: list[pd.DataFrame] = []
-    for i in range(n_resamples):
-        progress(i, n_resamples, "drawing the cells anew")
+    out: list[Draw | None] = []
+    for done, i in enumerate(numbers):
+        progress(done, len(numbers), "drawing the cells anew")
         drawn = [
             source if cells is None else cells.drawn(np.random.default_rng([options.seed, STREAM, i, side]))
             for side, (source, cells) in enumerate(sides)
@@ -82,11 +78,35 @@ def with_cell_noise(
             found = measure(*drawn)
         except MetricError:
             # A draw may leave a metric undefined (a gene without any count); it counts as a draw without values.
+            out.append(None)
             continue
-        values[i] = [_number(found, name) for name in metrics]
-        shown = [*KEYS, *(m for m in metrics if m in found.per_perturbation)]
-        rows.append(found.per_perturbation.loc[:, shown])
-    progress(n_resamples, n_resamples, "drawing the cells anew")
+        metrics = [name for name in found.metrics if name in found.per_perturbation]
+        values = {name: _number(found, name) for name in found.metrics}
+        out.append(Draw(values, found.per_perturbation.loc[:, [*KEYS, *metrics]]))
+    progress(len(numbers), len(numbers), "drawing the cells anew")
+    return out
+
+
+def with_cell_noise(result: ScoreResult, draws: Sequence[Draw | None]) -> ScoreResult:
+    """The result with the tables `cell_noise` and `cell_noise_rows`.
+
+    Parameters
+    ----------
+    draws
+        All draws, by number, as `score_draws` gives them.
+
+    Returns
+    -------
+    ScoreResult
+        `cell_noise`: one row per metric with its `value`, the standard error `se` over draws, the `bias` (mean of the
+        draws minus the value) and the number of draws that gave a value. `cell_noise_rows`: the standard error of
+        every metric per (context, perturbation). A standard error of fewer than two values is NaN. Deterministic in
+        the seed, for any block size, number of threads and division of the draws.
+    """
+    metrics = list(result.metrics)
+    missing = dict.fromkeys(metrics, float("nan"))
+    values = np.array([[(draw.values if draw else missing)[name] for name in metrics] for draw in draws])
+    rows = [draw.rows for draw in draws if draw]
     given = np.array([_number(result, name) for name in metrics])
     known = np.isfinite(values).sum(axis=0)
     noise = pd.DataFrame(
@@ -101,7 +121,7 @@ def with_cell_noise(
     return replace(
         result,
         tables={**result.tables, "cell_noise": noise, "cell_noise_rows": _row_errors(result, rows, metrics)},
-        parameters={**result.parameters, "cell_resamples": n_resamples},
+        parameters={**result.parameters, "cell_resamples": len(draws)},
     )
 
 

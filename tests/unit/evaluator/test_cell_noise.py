@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import standard_h5ad
+from executor_tasks import Here
 from vcbench.data_specs.cli_support import run
 from vcbench.data_specs.errors import UsageError
 from vcbench.data_specs.h5ad import H5ad
@@ -11,7 +12,7 @@ from vcbench.data_specs.h5ad_write import write_h5ad_dense
 from vcbench.data_specs.standard import MatrixMeta, StandardMeta
 from vcbench.evaluator.cli import cli
 from vcbench.evaluator.scoring import score
-from vcc2026_panels import random_panel
+from vcc2026_panels import random_panel, write
 
 LABELS = ("G000", "G001", "G002", "G003", "G004")
 
@@ -130,3 +131,28 @@ def test_command_writes_the_tables(files, tmp_path, capsys):
     assert run(cli, [str(word) for word in words]) == 0
     assert "over cells" in capsys.readouterr().out
     assert {"cell_noise.csv", "cell_noise_rows.csv"} <= {path.name for path in (tmp_path / "card").iterdir()}
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_draws_are_divided_among_workers(files, tmp_path, n_workers):
+    pred, real = files[:2]
+    arguments = {"edition": "core", "intervals": False, "cell_resamples": 11, "seed": 4}
+    workers = Here(n_workers)
+    alone, divided = (score(pred, real, **arguments, executor=who) for who in (None, workers))
+    for name in ("cell_noise", "cell_noise_rows"):
+        pd.testing.assert_frame_equal(
+            alone.result.tables[name], divided.result.tables[name], check_exact=True
+        )
+    assert [i for task in workers.seen for i in task.numbers] == list(range(11))
+    assert len(workers.seen) == min(11, 3 * n_workers) and str(real) in map(str, workers.files)
+
+
+def test_draws_of_a_panel_are_divided_too(tmp_path):
+    arms = random_panel(4, n_genes=60, cells=(30,) * 5, n_control=60)
+    paths = {arm: write(adata, tmp_path / f"{arm}.h5ad") for arm, adata in arms.items()}
+    arguments = {"edition": "vcc2026", "pert_col": "target", "intervals": False, "cell_resamples": 10}
+    found = [
+        score(paths["pred"], paths["real"], **arguments, executor=who).result.tables["cell_noise"]
+        for who in (None, Here(2))
+    ]
+    pd.testing.assert_frame_equal(*found, check_exact=True)
