@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ def panel(folder: Path, name: str) -> dict[str, Path]:
     return {"pred": place / "pred.h5ad", "truth": place / "real.h5ad"}
 
 
-def scored(files: dict[str, Path], **options: Any) -> dict[str, Any]:
+def scored(files: Mapping[str, Path | str], **options: Any) -> dict[str, Any]:
     """Every value of a run."""
     found = score(
         files["pred"], files["truth"], edition="vcc2026", pert_col="target_gene", intervals=False, **options
@@ -80,6 +82,15 @@ def cluster(stack: ExitStack, workers: int) -> str:
     return f"dask://{found.scheduler_address.removeprefix('tcp://')}"
 
 
+def web_server(stack: ExitStack, folder: Path) -> str:
+    """The URL of a web server of `folder` in a process of its own."""
+    script = Path(__file__).parents[1] / "tests" / "range_server.py"
+    server = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
+    stack.callback(server.kill)
+    assert server.stdout is not None
+    return server.stdout.readline().strip()
+
+
 def times(folder: Path, workers: int, rounds: int) -> list[str]:
     files, small = panel(folder, "M"), panel(folder, "warm")
     walls: dict[str, list[float]] = {}
@@ -92,10 +103,14 @@ def times(folder: Path, workers: int, rounds: int) -> list[str]:
             executor = stack.enter_context(open_executor(text, threads=1))
             ways[name] = {"executor": executor, "threads": workers if executor is None else 1}
             scored(small, **ways[name])
+        url = web_server(stack, folder)
+        behind = {role: f"{url}/{path.relative_to(folder)}" for role, path in files.items()}
+        by_url = f"{workers} processes, files behind a URL"
+        ways[by_url] = ways[f"{workers} processes"]
         for _ in range(rounds):
             for name, way in ways.items():
                 started = time.perf_counter()
-                values = scored(files, **way)
+                values = scored(behind if name == by_url else files, **way)
                 walls.setdefault(name, []).append(time.perf_counter() - started)
                 expected = expected or values
                 if values != expected:

@@ -1,9 +1,11 @@
 """A web server of one folder that serves parts of files, as object stores do; it counts the bytes that it gave."""
 
 import re
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,3 +74,10 @@ def served(folder, *, parts=True):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":
+    # `python tests/range_server.py FOLDER` serves until it is killed; its first line of output is the URL.
+    alone = Server(Path(sys.argv[1]))
+    print(alone.url, flush=True)
+    alone.serve_forever()
