@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data_specs.atomic import write_text
 from ..data_specs.hashing import file_sha256
-from ..data_specs.remote import input_path
+from ..data_specs.remote import input_path, recorded_path
 from ..data_specs.split_file import Split, read_split
 from .base import TrainingData
 from .card import card_text
@@ -228,7 +228,7 @@ def _record(ready: _Prepared) -> RunRecord:
         name=ready.name,
         seed=ready.seed,
         settings=config_dict(ready.model.config),
-        data_file={"file": str(ready.loaded.path.resolve()), "sha256": ready.loaded.sha256},
+        data_file={"file": recorded_path(ready.loaded.path), "sha256": ready.loaded.sha256},
         features=ready.features,
         metrics=(),
         card="",

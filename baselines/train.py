@@ -14,7 +14,7 @@ import numpy as np
 from ..data_specs.atomic import check_output
 from ..data_specs.errors import OutputError
 from ..data_specs.hashing import file_sha256
-from ..data_specs.remote import input_path
+from ..data_specs.remote import input_path, recorded_path
 from ..data_specs.split_file import Split, read_split
 from .base import TrainingData
 from .card import card_text
@@ -105,7 +105,7 @@ def train(
         name=name,
         seed=seed,
         settings=config_dict(model.config),
-        data_file={"file": str(loaded.path.resolve()), "sha256": loaded.sha256},
+        data_file={"file": recorded_path(loaded.path), "sha256": loaded.sha256},
         features=None if source is None else source.record(),
         metrics=(metrics,),
         card=card_text(

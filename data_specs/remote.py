@@ -76,6 +76,11 @@ def absolute_text(item: Any) -> str:
     return str(item) if is_remote(item) else str(input_path(item).absolute())
 
 
+def recorded_path(path: Path) -> str:
+    """A path as outputs record it: resolved, or a URL without its secrets."""
+    return public(str(path)) if is_remote(path) else str(path.resolve())
+
+
 def public(text: str) -> str:
     """A text without the passwords and signed queries of the URLs in it."""
     return _QUERY.sub(r"\1…", _PASSWORD.sub(r"\1", text))

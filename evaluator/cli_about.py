@@ -28,7 +28,14 @@ REQUIRED = (
     "scikit-learn",
 )
 _CONTROL_PREFIX = "openproblems/"
-OPTIONAL = {"torch": "train", "safetensors": "train", "dask": "dask", "hdf5plugin": "fast", "pyarrow": "fast"}
+OPTIONAL = {
+    "torch": "train",
+    "safetensors": "train",
+    "dask": "dask",
+    "universal_pathlib": "remote",
+    "hdf5plugin": "fast",
+    "pyarrow": "fast",
+}
 
 
 @click.command(name="list")

@@ -26,6 +26,7 @@ from ..data_specs.hdf5_guard import guarded
 from ..data_specs.issues import Issue
 from ..data_specs.memory_source import MemorySource
 from ..data_specs.named_files import Files, NamedFile, named_files, open_files
+from ..data_specs.remote import input_path, public
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
@@ -164,8 +165,8 @@ def pack(
     inputs = Inputs(
         prediction=() if in_memory(pred) else tuple(prediction_files(pred, problems)),
         controls=() if controls is None else tuple(named_files(controls, "--controls")),
-        genes=None if genes is None else Path(genes),
-        perts=None if perts is None else Path(perts),
+        genes=None if genes is None else input_path(genes),
+        perts=None if perts is None else input_path(perts),
     )
     target = _checked_target(Path(out), chosen, inputs.paths(), force)
     asked, manifest = _required_contexts(chosen, inputs, contexts, problems)
@@ -234,13 +235,14 @@ class Inputs:
         roles: dict[str, Any] = {}
         for role, named in (("prediction", self.prediction), ("controls", self.controls)):
             listed = [
-                {"path": str(path), **file_facts(path), **({"context": c} if c else {})} for c, path in named
+                {"path": public(str(path)), **file_facts(path), **({"context": c} if c else {})}
+                for c, path in named
             ]
             if listed:
                 roles[role] = listed[0] if len(listed) == 1 else listed
         for role, path in (("genes", self.genes), ("perturbations", self.perts)):
             if path is not None:
-                roles[role] = {"path": str(path), **file_facts(path)}
+                roles[role] = {"path": public(str(path)), **file_facts(path)}
         return roles
 
 

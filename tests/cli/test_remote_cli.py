@@ -92,10 +92,20 @@ def test_calibration_split_training_and_prediction(server, folder, tmp_path):
         )
         words = ["data", "split", source, "--scheme", "random", "--seed", "1", "-o", tmp_path / f"{name}.csv"]
         assert call(*words) == 0
-        words = ["train", "perturbation-mean", source, "--split", tmp_path / f"{name}.csv", "--quiet"]
+        more = "?token=hidden" if name == "there" else ""
+        words = [
+            "train",
+            "perturbation-mean",
+            f"{source}{more}",
+            "--split",
+            tmp_path / f"{name}.csv",
+            "--quiet",
+        ]
         assert call(*words, "-o", tmp_path / f"run-{name}") == 0
         words = ["predict", tmp_path / f"run-{name}", "-o", tmp_path / f"{name}.h5ad", "--quiet"]
         assert call(*words) == 0
+    kept = (tmp_path / "run-there" / "inputs.json").read_text()
+    assert f"{url}?…" in json.loads(kept)["data"]["file"] and "hidden" not in kept
     assert (tmp_path / "c-here.json").read_bytes() == (tmp_path / "c-there.json").read_bytes()
     assert (tmp_path / "here.csv").read_bytes() == (tmp_path / "there.csv").read_bytes()
     assert call("diff", tmp_path / "here.h5ad", tmp_path / "there.h5ad") == 0
@@ -113,14 +123,17 @@ def test_a_container_is_unpacked_where_it_is_told(server, folder, tmp_path):
     assert not list(where.iterdir())
 
 
-def test_other_commands_take_urls(server, folder):
+def test_other_commands_take_urls(server, tmp_path):
     for words in (
         ["validate", f"{server.url}/p0.h5ad", "--edition", "core"],
         ["inspect", f"{server.url}/p0.h5ad"],
+        ["pack", f"{server.url}/p0.h5ad?token=hidden", "--edition", "core", "-o", tmp_path / "packed.h5ad"],
         ["data", "check", f"{server.url}/screen.h5ad"],
         ["probe", f"{server.url}/p0.h5ad", "--truth", f"{server.url}/screen.h5ad", "--edition", "core"],
     ):
         assert call(*words) == 0, words
+    left = [path.read_text() for path in tmp_path.iterdir() if path.suffix in (".json", ".md")]
+    assert left and not any("hidden" in text for text in left)
 
 
 def test_the_card_keeps_no_secret(server, tmp_path):
