@@ -49,9 +49,9 @@ def open_hdf5(path: Path) -> Any:
     try:
         with path.open("rb") as handle:
             head = handle.read(8)
+        ending = crash_of(path)
     except OSError as error:
         raise unreadable(path, error) from error
-    ending = crash_of(path)
     if ending is not None:
         raise _invalid("E016", path, ending, "a file that the HDF5 library can read")
     remote = is_remote(path)

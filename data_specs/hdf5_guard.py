@@ -66,7 +66,7 @@ def _key(stat: os.stat_result) -> tuple[Any, ...]:
 
 
 def _remote_key(path: Any) -> tuple[Any, ...]:
-    return str(path), path.fs.ukey(path.path)
+    return str(path), path.version()
 
 
 def _forked(path: Path) -> int:

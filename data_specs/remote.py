@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -30,6 +32,8 @@ def is_remote(item: Any) -> bool:
     """Whether a text is a URL, or an object a path of `universal_pathlib` that is no local path."""
     if isinstance(item, str):
         return bool(_URL.match(item)) and not item.startswith("file://")
+    if isinstance(item, RemotePath):
+        return True
     return hasattr(item, "fs") and hasattr(item, "protocol") and not isinstance(item, (Path, os.PathLike))
 
 
@@ -39,7 +43,7 @@ def is_path_like(item: Any) -> TypeIs[str | os.PathLike[str]]:
 
 
 def input_path(item: Any) -> Path:
-    """The path of an input. A remote one has the methods of `Path` that read, and is no `os.PathLike`.
+    """The path of an input; a `RemotePath` for a URL, which has the methods of `Path` that read.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def input_path(item: Any) -> Path:
     if not is_remote(item):
         return Path(str(item).removeprefix("file://") if isinstance(item, str) else item)
     if not isinstance(item, str):
-        return cast(Path, item)
+        return cast(Path, item if isinstance(item, RemotePath) else RemotePath(item))
     if find_spec("upath") is None:
         raise UsageError(f'{public(item)}: reading URLs needs fsspec: pip install "vcbench[remote]".')
     from upath import UPath
@@ -59,7 +63,94 @@ def input_path(item: Any) -> Path:
         _ = found.fs
     except (ImportError, ValueError, OSError) as error:
         raise UsageError(f"{public(item)}: cannot be read: {error}.") from error
-    return cast(Path, found)
+    return cast(Path, RemotePath(found))
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file behind a URL: the reading half of `pathlib.Path`, and no `os.PathLike`.
+
+    Whatever the network says is an `OSError`; `exists`, `is_file` and `is_dir` are then False. `inner` is its `UPath`.
+    """
+
+    inner: Any
+
+    def __str__(self) -> str:
+        return str(self.inner)
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(self.inner / name)
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL, with its query."""
+        return self.inner.name
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return self.inner.stem
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix of the name, without the URL's query."""
+        return self.inner.suffix.partition("?")[0]
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder that holds it."""
+        return RemotePath(self.inner.parent)
+
+    def with_suffix(self, suffix: str) -> RemotePath:
+        """The file of this suffix beside it."""
+        return RemotePath(self.inner.with_suffix(suffix))
+
+    def absolute(self) -> RemotePath:
+        """Itself: a URL means the same everywhere."""
+        return self
+
+    def stat(self) -> Any:
+        """Its mode and size. Raises `OSError`."""
+        return _asked(self.inner.stat)
+
+    def exists(self) -> bool:
+        """Whether there is an answer for it."""
+        return _answered(self.inner.exists)
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return _answered(self.inner.is_file)
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return _answered(self.inner.is_dir)
+
+    def version(self) -> str:
+        """A text that changes when the server says that the file changed. Raises `OSError`."""
+        return str(_asked(lambda: self.inner.fs.ukey(self.inner.path)))
+
+    def pieces(self, **options: Any) -> io.RawIOBase:
+        """The bytes, for reading at any position; `options` are those of the file system. Raises `OSError`."""
+        return _Pieces(_asked(lambda: self.inner.fs.open(self.inner.path, "rb", **options)), str(self))
+
+    def open(
+        self,
+        mode: str = "r",
+        *,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
+        """The file for reading, as `Path.open` gives it. Raises `OSError`."""
+        binary = io.BufferedReader(self.pieces())
+        if "b" in mode:
+            return binary
+        return io.TextIOWrapper(binary, encoding=encoding, errors=errors, newline=newline)
+
+    def read_text(self, encoding: str | None = None) -> str:
+        """The content as text. Raises `OSError`."""
+        with self.open(encoding=encoding) as file:
+            return file.read()
 
 
 def output_path(item: AnyPath) -> Path:
@@ -99,23 +190,13 @@ def open_pieces(path: Path) -> io.RawIOBase:
     OSError
         It cannot be opened, or its server gives no parts of files.
     """
-    remote = cast(Any, path)
-    try:
-        handle = remote.fs.open(
-            remote.path,
-            "rb",
-            block_size=_PIECE_BYTES,
-            cache_type="blockcache",
-            cache_options={"maxblocks": _PIECES_KEPT},
-        )
-    except OSError:
-        raise
-    except Exception as error:
-        raise _as_os_error(error) from error
-    if not handle.seekable():
-        handle.close()
+    pieces = cast(RemotePath, path).pieces(
+        block_size=_PIECE_BYTES, cache_type="blockcache", cache_options={"maxblocks": _PIECES_KEPT}
+    )
+    if not pieces.seekable():
+        pieces.close()
         raise OSError("the server gives whole files only; parts are needed. Copy the file here first")
-    return _Pieces(handle, str(path))
+    return pieces
 
 
 class _Pieces(io.RawIOBase):
@@ -132,7 +213,7 @@ class _Pieces(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return True
+        return self._handle.seekable()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._handle.seek(offset, whence)
@@ -141,12 +222,7 @@ class _Pieces(io.RawIOBase):
         return self._handle.tell()
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            return self._handle.readinto(buffer)
-        except OSError:
-            raise
-        except Exception as error:
-            raise _as_os_error(error) from error
+        return _asked(lambda: self._handle.readinto(buffer))
 
     def close(self) -> None:
         if not self.closed:
@@ -154,6 +230,18 @@ class _Pieces(io.RawIOBase):
         super().close()
 
 
-def _as_os_error(error: Exception) -> OSError:
-    # Each file system brings errors of its network library.
-    return OSError(f"{type(error).__name__}: {error}")
+def _asked(question: Callable[[], Any]) -> Any:
+    # Each file system brings the errors of its network library.
+    try:
+        return question()
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _answered(question: Callable[[], bool]) -> bool:
+    try:
+        return bool(_asked(question))
+    except OSError:
+        return False

@@ -144,3 +144,26 @@ def test_a_remote_column_that_cannot_be_read_is_named(server, folder):
         file.labels("perturbation")
     assert caught.value.issues[0].code == "E012"
     assert caught.value.issues[0].where.startswith("codes.h5ad:")
+
+
+class Unreachable:
+    """A path of a file system whose network library has errors of its own."""
+
+    name, suffix, protocol, fs, path = "a.h5ad", ".h5ad", "s3", None, "bucket/a.h5ad"
+
+    def __str__(self):
+        return "s3://bucket/a.h5ad"
+
+    def stat(self):
+        raise RuntimeError("no credentials")
+
+    exists = is_file = is_dir = stat
+
+
+def test_errors_of_network_libraries_are_issues():
+    path = remote.input_path(Unreachable())
+    assert not path.exists() and not path.is_file() and not path.is_dir()
+    for opened in (path, Unreachable()):
+        issue = code_of(opened)
+        assert issue.code == "E004" and "RuntimeError: no credentials" in issue.found
+        assert issue.where == "s3://bucket/a.h5ad"
