@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -202,6 +203,13 @@ def train_deep(
         check_folder(folder, data_path, force or resume)
     try:
         ready = _prepare(name, data_path, split, settings, features, seed, device)
+        ready.processes.require_same(
+            {
+                "settings": f"{ready.model.config} {seed}",
+                "data, split or features": json.dumps(ready.identity, sort_keys=True),
+                "the checkpoint to resume from": str(continues),
+            }
+        )
         if ready.processes.is_main and not continues:
             start_run(
                 folder, ready.loaded.data, _record(ready), split=ready.loaded.split, force=force or resume

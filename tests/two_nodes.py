@@ -10,7 +10,7 @@ from contextlib import closing
 
 
 def launchers(*words: str) -> list[subprocess.Popen]:
-    """The two started launchers, each in a process group of its own."""
+    """The two started launchers, each in a process group of its own; `{node}` in a word is 0 or 1."""
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -25,7 +25,12 @@ def launchers(*words: str) -> list[subprocess.Popen]:
         "1",
         *meet,
     ]
-    return [subprocess.Popen([*torchrun, *words], start_new_session=True) for _ in range(2)]
+    return [
+        subprocess.Popen(
+            [*torchrun, *(word.replace("{node}", str(node)) for word in words)], start_new_session=True
+        )
+        for node in range(2)
+    ]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,19 @@ class Processes:
         found = [torch.empty_like(tensor, device=self.device) for _ in range(self.size)]
         dist.all_gather(found, tensor.to(self.device))
         return [item.cpu() for item in found]
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raise `UsageError` in every process when processes differ in one of the named facts."""
+        names = sorted(facts)
+        digests = [hashlib.sha256(facts[name].encode()).digest()[:7] for name in names]
+        mine = torch.tensor([int.from_bytes(digest, "big") for digest in digests], dtype=torch.int64)
+        found = torch.stack(self.gather(mine))
+        other = [name for name, column in zip(names, found.T, strict=True) if (column != column[0]).any()]
+        if other:
+            raise UsageError(
+                f"processes that train together differ in: {', '.join(other)}. Every node needs the same command and "
+                "files, and --out on a disk that all nodes share."
+            )
 
     def barrier(self) -> None:
         """Wait for all processes."""

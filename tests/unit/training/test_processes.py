@@ -131,3 +131,17 @@ def test_a_lost_node_ends_the_training_which_resumes_to_the_same_bits(data, tmp_
     for name in ("best", "last"):
         file = Path("checkpoints") / name / "weights.safetensors"
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "lost" / file).read_bytes()
+
+
+def test_nodes_that_differ_are_refused(data, tmp_path):
+    standard_h5ad(tmp_path / "data0.h5ad", cells=16, controls=30)
+    standard_h5ad(tmp_path / "data1.h5ad", cells=16, controls=30, seed=1)
+    more = ["--device", "cpu", "--set", "epochs=2", "--quiet"]
+    done = start("mock", tmp_path / "data{node}.h5ad", *more, "-o", tmp_path / "other", launcher=TWO_NODES)
+    assert done.returncode != 0 and "differ in: data, split or features" in done.stderr
+    assert not (tmp_path / "other").exists()
+    one = start("mock", data, *more, "-o", tmp_path / "disk0", launcher=TWO_NODES)
+    assert one.returncode == 0, one.stderr[-2000:]
+    (tmp_path / "disk0" / "card.md").unlink()
+    again = start("mock", data, *more, "-o", tmp_path / "disk{node}", "--resume", launcher=TWO_NODES)
+    assert again.returncode != 0 and "differ in: the checkpoint to resume from" in again.stderr
