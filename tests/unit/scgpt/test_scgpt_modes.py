@@ -215,9 +215,11 @@ def test_upstream_presets(files, preset):
 def test_every_preset_spells_out_known_settings():
     from vcbench.baselines.scgpt.baseline import ScGPT
 
-    assert {"upstream", "upstream-0.2.1", "finetune", "tiny", "small", "base", "medium", "full"} == set(
-        ScGPT.preset_names()
+    sizes, data_sets = (
+        {"tiny", "small", "base", "medium", "full"},
+        {"norman2019", "adamson2016", "replogle2022"},
     )
+    assert {"upstream", "upstream-0.2.1", "finetune"} | sizes | data_sets == set(ScGPT.preset_names())
     for name in ScGPT.preset_names():
         assert ScGPT.resolve({"preset": name}).preset == name
     fields = set(ScGPTConfig.__dataclass_fields__) - {"preset", "checkpoint", "checkpoint_every", "data"}
