@@ -193,12 +193,13 @@ def train_deep(
         The folder exists (without `force` or `resume`), equals an input, or cannot be written.
     """
     require_torch(name)
-    from .training.checkpoint import LAST, find_checkpoint
+    from .training.checkpoint import LAST, TRAINING, find_checkpoint
     from .training.distributed import stop_processes
     from .training.loop import fit
 
     folder, data_path = Path(out), input_path(path)
-    continues = resume and find_checkpoint(folder / BEST.parent, LAST) is not None
+    last = find_checkpoint(folder / BEST.parent, LAST) if resume else None
+    continues = last is not None
     if not continues:
         check_folder(folder, data_path, force or resume)
     try:
@@ -207,7 +208,7 @@ def train_deep(
             {
                 "settings": f"{ready.model.config} {seed}",
                 "data, split or features": json.dumps(ready.identity, sort_keys=True),
-                "the checkpoint to resume from": str(continues),
+                "the checkpoint to resume from": "" if last is None else file_sha256(last / TRAINING),
             }
         )
         if ready.processes.is_main and not continues:

@@ -34,7 +34,7 @@ from .h5ad_structure import (
     unreadable,
 )
 from .issues import make_issue
-from .remote import file_name, input_path
+from .remote import input_path
 
 if TYPE_CHECKING:
     # Type checkers take a cached_property for no match of a protocol's property.
@@ -112,7 +112,7 @@ class H5ad:
     @property
     def name(self) -> str:
         """The file name, as issues show it."""
-        return file_name(self.path)
+        return self.path.name
 
     @property
     def n_obs(self) -> int:

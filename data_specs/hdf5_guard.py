@@ -91,10 +91,15 @@ def _forked(path: Path) -> int:
 
 
 def _spawned(path: Path) -> int:
-    code = "import sys; from vcbench.data_specs.hdf5_guard import walk; walk(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(path)]
+    # Through a pipe: a URL may hold a password, and command lines are seen by all.
+    code = (
+        "import sys; from vcbench.data_specs.hdf5_guard import walk; walk(sys.stdin.buffer.read().decode())"
+    )
+    command = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_LONGEST_LOOK_S, check=False)
+        done = subprocess.run(
+            command, input=str(path).encode(), capture_output=True, timeout=_LONGEST_LOOK_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return -getattr(signal, "SIGALRM", 0) or -1
     return min(done.returncode, 0)
@@ -108,10 +113,10 @@ def walk(path: str | os.PathLike[str]) -> int:
     low_level: Any = h5py
 
     n_objects = 0
-    source: Any = path
-    with contextlib.suppress(Exception):
-        source = open_pieces(input_path(path)) if is_remote(path) else path
-    with contextlib.suppress(Exception), h5py.File(source, "r") as file:
+    with (
+        contextlib.suppress(Exception),
+        h5py.File(open_pieces(input_path(path)) if is_remote(path) else path, "r") as file,
+    ):
         waiting: list[Any] = [file]
         seen: set[Any] = set()
         while waiting:

@@ -15,7 +15,7 @@ from .issues import Issue, first_of, sort_issues
 from .labels import targets_of
 from .matrix_scan import OnRows, scale_issues, scan_matrix, value_issues
 from .recognise import Recognition, recognise_file
-from .remote import file_name, input_path
+from .remote import input_path
 from .schema_check import check_standard
 from .source_cells import source_cells, taken_labels
 from .spec_models import DatasetSpec
@@ -55,7 +55,7 @@ def check_file(
     if recognition is None:
         return Checked(tuple(check_standard(path, **options)), None, None)
     where = input_path(path)
-    name = file_name(where)
+    name = where.name
     if recognition.best is None:
         issue = file_issue("W636", where, name, found=recognition.why(), expected="a known layout")
         return Checked(tuple(sort_issues([issue, *check_standard(path, **options)])), None, recognition)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -79,12 +80,12 @@ class RemotePath:
         return str(self.inner)
 
     def __truediv__(self, name: str) -> RemotePath:
-        return RemotePath(self.inner / name)
+        return self._derived(lambda path: path / name)
 
     @property
     def name(self) -> str:
-        """The last part of the URL, with its query."""
-        return self.inner.name
+        """The last part of the URL, without its query."""
+        return self.inner.name.partition("?")[0]
 
     @property
     def stem(self) -> str:
@@ -99,15 +100,27 @@ class RemotePath:
     @property
     def parent(self) -> RemotePath:
         """The folder that holds it."""
-        return RemotePath(self.inner.parent)
+        return self._derived(lambda path: path.parent)
 
     def with_suffix(self, suffix: str) -> RemotePath:
         """The file of this suffix beside it."""
-        return RemotePath(self.inner.with_suffix(suffix))
+        return self._derived(lambda path: path.with_suffix(suffix))
+
+    def _derived(self, change: Callable[[Any], Any]) -> RemotePath:
+        # The query of a web address belongs behind the whole path, of this file as of its neighbours.
+        base, mark, query = str(self.inner).partition("?")
+        if not mark or self.inner.protocol not in ("http", "https"):
+            return RemotePath(change(self.inner))
+        made, options = type(self.inner), dict(self.inner.storage_options)
+        return RemotePath(made(f"{change(made(base, **options))}?{query}", **options))
 
     def absolute(self) -> RemotePath:
         """Itself: a URL means the same everywhere."""
         return self
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What a folder holds. Raises `OSError`."""
+        return iter(_asked(lambda: [RemotePath(item) for item in self.inner.iterdir()]))
 
     def stat(self) -> Any:
         """Its mode and size. Raises `OSError`."""
@@ -129,9 +142,13 @@ class RemotePath:
         """A text that changes when the server says that the file changed. Raises `OSError`."""
         return str(_asked(lambda: self.inner.fs.ukey(self.inner.path)))
 
-    def pieces(self, **options: Any) -> io.RawIOBase:
-        """The bytes, for reading at any position; `options` are those of the file system. Raises `OSError`."""
-        return _Pieces(_asked(lambda: self.inner.fs.open(self.inner.path, "rb", **options)), str(self))
+    def pieces(self, *, whole: bool = False, **options: Any) -> io.RawIOBase:
+        """The bytes, for reading at any position; `options` are those of the file system. Raises `OSError`.
+
+        With `whole`, a read that ends early is an error.
+        """
+        handle = _asked(lambda: self.inner.fs.open(self.inner.path, "rb", **options))
+        return _Pieces(handle, str(self), whole=whole)
 
     def open(
         self,
@@ -177,11 +194,6 @@ def public(text: str) -> str:
     return _QUERY.sub(r"\1…", _PASSWORD.sub(r"\1", text))
 
 
-def file_name(path: Path) -> str:
-    """The name of a file, without the query of a URL."""
-    return path.name.partition("?")[0] if is_remote(path) else path.name
-
-
 def open_pieces(path: Path) -> io.RawIOBase:
     """A remote file for reading at any position, in pieces of 4 MiB of which 16 are kept.
 
@@ -190,20 +202,23 @@ def open_pieces(path: Path) -> io.RawIOBase:
     OSError
         It cannot be opened, or its server gives no parts of files.
     """
-    pieces = cast(RemotePath, path).pieces(
-        block_size=_PIECE_BYTES, cache_type="blockcache", cache_options={"maxblocks": _PIECES_KEPT}
+    return cast(RemotePath, path).pieces(
+        whole=True,
+        block_size=_PIECE_BYTES,
+        cache_type="blockcache",
+        cache_options={"maxblocks": _PIECES_KEPT},
     )
-    if not pieces.seekable():
-        pieces.close()
-        raise OSError("the server gives whole files only; parts are needed. Copy the file here first")
-    return pieces
 
 
 class _Pieces(io.RawIOBase):
-    """A file of fsspec whose errors are all `OSError`, which readers of HDF5 understand."""
+    """A file of fsspec whose errors are all `OSError`, which readers of HDF5 understand.
 
-    def __init__(self, handle: Any, name: str):
-        self._handle, self._name = handle, name
+    With `whole` a read of fewer bytes than asked for is an error: h5py takes every read for a full one, and what is
+    missing would be whatever the memory held.
+    """
+
+    def __init__(self, handle: Any, name: str, *, whole: bool):
+        self._handle, self._name, self._whole = handle, name, whole
 
     def __repr__(self) -> str:
         # h5py calls an opened file by this.
@@ -213,16 +228,21 @@ class _Pieces(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return self._handle.seekable()
+        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._handle.seek(offset, whence)
+        return _asked(lambda: self._handle.seek(offset, whence))
 
     def tell(self) -> int:
         return self._handle.tell()
 
     def readinto(self, buffer: Any) -> int:
-        return _asked(lambda: self._handle.readinto(buffer))
+        left = memoryview(buffer).cast("B")
+        while len(left) and (n := _asked(partial(self._handle.readinto, left))):
+            left = left[n:]
+        if len(left) and self._whole:
+            raise OSError(f"{len(buffer) - len(left):,} of {len(buffer):,} bytes came")
+        return len(buffer) - len(left)
 
     def close(self) -> None:
         if not self.closed:
@@ -231,10 +251,10 @@ class _Pieces(io.RawIOBase):
 
 
 def _asked(question: Callable[[], Any]) -> Any:
-    # Each file system brings the errors of its network library.
+    # Each file system brings the errors of its network library, which share no class; ours stay what they are.
     try:
         return question()
-    except OSError:
+    except (OSError, MemoryError, AttributeError, NameError, TypeError):
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -27,7 +27,7 @@ from ..data_specs.cli_support import (
     shown_progress,
     threads_option,
 )
-from ..data_specs.remote import file_name, input_path, is_remote
+from ..data_specs.remote import input_path, is_remote
 from .score_options import SUBSETS
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _card_folders(
         return [None if out is None else Path(out)]
     if name is not None:
         raise UsageError("--name is for one entry; several are named after their files.")
-    names = [file_name(input_path(pred)).removesuffix(".h5ad").removesuffix(".vcc") for pred in preds]
+    names = [input_path(pred).name.removesuffix(".h5ad").removesuffix(".vcc") for pred in preds]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(

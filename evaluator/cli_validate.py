@@ -131,7 +131,6 @@ def verify(file: str, **options: Any) -> None:
 
     Exit code 0: valid (warnings allowed); 1: invalid; 2: wrong usage.
     """
-
     from ..data_specs.containers import is_container
     from ..data_specs.errors import UsageError
 

@@ -19,6 +19,7 @@ from ..data_specs.errors import UsageError
 from ..data_specs.h5ad import H5ad
 from ..data_specs.h5ad_columns import Labels
 from ..data_specs.h5ad_write import write_h5ad_stream
+from ..data_specs.remote import input_path
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.temporary import remove_leftovers, temporary_path
@@ -69,7 +70,7 @@ def fix_entry(
         `out` has another suffix, or the edition has no container.
     """
     chosen = load_edition(edition) if isinstance(edition, str) else edition
-    source_path = Path(entry)
+    source_path = input_path(entry)
     target = check_output(out, inputs=[source_path], force=force)
     containers = [name for name in chosen.file.containers if name != "h5ad"]
     suffix = target.suffix.lower()

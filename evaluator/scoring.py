@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from ..data_specs.cli_support import command_line
 from ..data_specs.errors import InvalidFile, MetricError, UsageError
 from ..data_specs.h5ad import H5ad
-from ..data_specs.hashing import file_facts
 from ..data_specs.issues import Issue, has_errors, sort_issues
-from ..data_specs.remote import file_name, input_path, is_path_like, public
+from ..data_specs.remote import is_path_like, public
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
 from ..data_specs.split_file import Split, read_split
 from ..data_specs.standard import MatrixKind
 from .entry_tasks import EntryTask, absolute, divided_draws, score_task, sent_arguments
+from .input_records import described, truth_inputs
 from .kernels.devices import checked_device
 from .memory import block_bytes as bytes_per_block
 from .pipelines import Progress, load_pipeline
@@ -35,7 +35,6 @@ from .scorecard import Provenance, ScoreCard, ScoreResult, write_scorecard
 from .shared import Shared
 from .truth_files import (
     CONTEXT_COLUMN,
-    Part,
     holds_tables,
     listed_truths,
     one_truth,
@@ -48,9 +47,7 @@ from .uncertainty.intervals import with_intervals
 from .validation import OpenEntry, opened_entry, validate
 
 if TYPE_CHECKING:
-    from .bundles import Bundle
     from .executors import Executor
-    from .openproblems.tables import EffectTable
     from .uncertainty.cell_noise import Draw
 
 VERSIONED = ("vcbench", "numpy", "scipy", "h5py", "pandas")
@@ -258,15 +255,15 @@ class Scorer:
             timings["measure"] = time.perf_counter() - measured
             if self._cell_resamples:
                 drawn = time.perf_counter()
-                result = self._with_cell_noise(result, pred_source)
+                result = self._with_cell_noise(result, pred_source, truth_source)
                 timings["cell_resamples"] = time.perf_counter() - drawn
             if self._intervals:
                 resampled = time.perf_counter()
                 family = self._chosen.family or rules.scoring.pipeline
                 result = with_intervals(result, edition=rules, family=family, seed=options.seed)
                 timings["intervals"] = time.perf_counter() - resampled
-            inputs = {"prediction": _described(pred_source)}
-            inputs |= options.remembered("inputs", lambda: _truth_inputs(truths, self._split))
+            inputs = {"prediction": described(pred_source)}
+            inputs |= options.remembered("inputs", lambda: truth_inputs(truths, self._split))
         timings["total"] = time.perf_counter() - started
         label = name or _stem(pred_source)
         card = _card(
@@ -329,32 +326,35 @@ class Scorer:
         done = partial(self._progress, text="entries")
         yield from zip(preds, executor.map(score_task, tasks, done=done, files=opened), strict=True)
 
-    def draws(self, pred: Any, numbers: Sequence[int]) -> list[Draw | None]:
-        """The scores of some draws of the cells of a prediction, a path or a source, and of the truth."""
+    def draws(self, pred: PathLike, numbers: Sequence[int]) -> list[Draw | None]:
+        """The scores of some draws of the cells of a prediction's file and of the truth; see `score_draws`."""
+        with ExitStack() as stack:
+            _, truth = self._options.remembered("truth", self._opened_truth)
+            return self._draws(open_source(pred, "prediction", stack), truth, numbers)
+
+    def _draws(self, pred: Source, truth: Any, numbers: Sequence[int]) -> list[Draw | None]:
         from .uncertainty.cell_noise import score_draws
 
         options = replace(self._options, shared=None, executor=None)
         pipeline = load_pipeline(self._rules.scoring.pipeline)
         about: dict[str, Any] = {"edition": self._rules, "profile": self._chosen, "options": options}
-        with ExitStack() as stack:
-            source = open_source(pred, "prediction", stack) if is_path_like(pred) else pred
-            return score_draws(
-                numbers,
-                source,
-                self._options.remembered("truth", self._opened_truth)[1],
-                lambda drawn, real: pipeline(drawn, real, **about, progress=_no_progress),
-                edition=self._rules,
-                options=options,
-                progress=self._progress,
-            )
+        return score_draws(
+            numbers,
+            pred,
+            truth,
+            lambda drawn, real: pipeline(drawn, real, **about, progress=_no_progress),
+            edition=self._rules,
+            options=options,
+            progress=self._progress,
+        )
 
-    def _with_cell_noise(self, result: ScoreResult, pred: Source) -> ScoreResult:
+    def _with_cell_noise(self, result: ScoreResult, pred: Source, truth: Any) -> ScoreResult:
         from .uncertainty.cell_noise import with_cell_noise
 
         executor, n_draws = self._options.executor, self._cell_resamples
         in_files = all(is_path_like(item) for _, item in self._truth_items)
         if executor is None or not (in_files and isinstance(pred, H5ad)):
-            return with_cell_noise(result, self.draws(pred, range(n_draws)))
+            return with_cell_noise(result, self._draws(pred, truth, range(n_draws)))
         arguments = sent_arguments(self._arguments, threads=self._options.threads or executor.threads)
         return with_cell_noise(result, divided_draws(executor, pred, arguments, n_draws, self._progress))
 
@@ -420,40 +420,7 @@ def _validated(
 
 
 def _stem(source: Source) -> str:
-    return file_name(source.path).removesuffix(".h5ad").removesuffix(".vcc")
-
-
-def _truth_inputs(
-    truths: list[tuple[str | None, Part | Bundle]], split: PathLike | Split | None
-) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {}
-    for context, source in truths:
-        key = "truth" if len(truths) == 1 else f"truth:{context or source.name}"
-        out[key] = _described(source) | ({"context": context} if context else {})
-    if split is not None and not isinstance(split, Split):
-        out["split"] = _file_record(input_path(split))
-    return out
-
-
-def _described(source: Source | Bundle | EffectTable) -> dict[str, Any]:
-    from .bundles import Bundle
-    from .openproblems.tables import EffectTable
-
-    if isinstance(source, EffectTable):
-        shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": "layers"}
-        if source.from_file:
-            return _file_record(source.path) | shape
-        return {"name": source.name, "bytes": None, "sha256": None, **shape}
-    if isinstance(source, Bundle):
-        return {"name": source.name, "sha256": source.sha256, "kind": "truth bundle"}
-    shape = {"n_obs": source.n_obs, "n_genes": source.n_vars, "storage": source.matrix.storage}
-    if isinstance(source, H5ad):
-        return _file_record(source.path) | shape
-    return {"name": source.name, "bytes": None, "sha256": None, **shape}
-
-
-def _file_record(path: Path) -> dict[str, Any]:
-    return {"name": file_name(path), **file_facts(path)}
+    return source.path.name.removesuffix(".h5ad").removesuffix(".vcc")
 
 
 def _shared(issue: dict[str, Any]) -> dict[str, Any]:

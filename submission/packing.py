@@ -25,8 +25,8 @@ from ..data_specs.hashing import file_facts
 from ..data_specs.hdf5_guard import guarded
 from ..data_specs.issues import Issue
 from ..data_specs.memory_source import MemorySource
-from ..data_specs.named_files import Files, NamedFile, named_files, open_files
-from ..data_specs.remote import input_path, public
+from ..data_specs.named_files import Files, named_files, open_files
+from ..data_specs.remote import input_path
 from ..data_specs.sources import Source
 from ..data_specs.spec_models import Edition
 from ..data_specs.specs import load_edition
@@ -51,6 +51,7 @@ from .pack_inputs import (
     read_part,
 )
 from .pack_rows import PACK_BLOCK_BYTES, Progress
+from .packed_files import Inputs
 
 MANIFEST_SUFFIX, CARD_SUFFIX = ".manifest.json", ".card.md"
 _SPACE_MARGIN = 32 * 2**20
@@ -204,51 +205,6 @@ def pack(
             raise OutputError(str(error).replace(f"{work}{os.sep}", f"{folder}{os.sep}")) from error
         except OSError as error:
             raise _disk_error(target, error) from error
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of one pack. `prediction` is empty for an AnnData in memory."""
-
-    prediction: tuple[NamedFile, ...]
-    controls: tuple[NamedFile, ...]
-    genes: Path | None
-    perts: Path | None
-
-    def paths(self) -> list[Path]:
-        """All of them."""
-        lists = [path for path in (self.genes, self.perts) if path is not None]
-        return [*(path for _, path in (*self.prediction, *self.controls)), *lists]
-
-    def words(self, edition: Edition) -> list[str]:
-        """The command that packs these files, without options and output."""
-        named = [_named(item) for item in self.prediction] or ["PRED.h5ad"]
-        words = ["vcbench", "pack", *named, "--edition", edition.id]
-        for option, path in (("--genes", self.genes), ("--perts", self.perts)):
-            words += [] if path is None else [option, str(path)]
-        for item in self.controls:
-            words += ["--controls", _named(item)]
-        return words
-
-    def facts(self) -> dict[str, Any]:
-        """Role to path, size and hash; a list where a role has several files."""
-        roles: dict[str, Any] = {}
-        for role, named in (("prediction", self.prediction), ("controls", self.controls)):
-            listed = [
-                {"path": public(str(path)), **file_facts(path), **({"context": c} if c else {})}
-                for c, path in named
-            ]
-            if listed:
-                roles[role] = listed[0] if len(listed) == 1 else listed
-        for role, path in (("genes", self.genes), ("perturbations", self.perts)):
-            if path is not None:
-                roles[role] = {"path": public(str(path)), **file_facts(path)}
-        return roles
-
-
-def _named(item: NamedFile) -> str:
-    context, path = item
-    return str(path) if context is None else f"{context}={path}"
 
 
 def _required_contexts(

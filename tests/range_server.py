@@ -36,12 +36,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
         if found:
             self.send_header("Content-Range", f"bytes {low}-{high}/{size}")
-        self.send_header("Content-Length", str(high - low + 1))
+        end, hole = high + 1, self.server.hole
+        if hole and low <= hole[1] and high >= hole[0]:
+            end = max(low, hole[0])
+        if self.server.sizes:
+            self.send_header("Content-Length", str(end - low if body else high - low + 1))
+        else:
+            self.close_connection = True
         self.end_headers()
         if body:
             with file.open("rb") as handle:
                 handle.seek(low)
-                left = handle.read(high - low + 1)
+                left = handle.read(end - low)
             self.server.given[file.name] = self.server.given.get(file.name, 0) + len(left)
             self.wfile.write(left)
 
@@ -50,22 +56,25 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`url` is where `folder` is served; `given` counts bytes by file name; without `parts`, whole files only."""
+    """`url` is where `folder` is served; `given` counts bytes by file name; without `parts`, whole files only.
+
+    Without `sizes` it does not say how long a file is. `hole`: first and last byte that it never gives.
+    """
 
     daemon_threads = True
 
     def handle_error(self, request, client_address):
         """Readers that have what they want close the connection; that is no error."""
 
-    def __init__(self, folder, *, parts=True):
+    def __init__(self, folder, *, parts=True, sizes=True, hole=None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.parts, self.given = folder, parts, {}
+        self.folder, self.parts, self.sizes, self.hole, self.given = folder, parts, sizes, hole, {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
 @contextmanager
-def served(folder, *, parts=True):
-    server = Server(folder, parts=parts)
+def served(folder, **how):
+    server = Server(folder, **how)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

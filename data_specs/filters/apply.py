@@ -24,6 +24,7 @@ from ..issues import Issue, make_issue
 from ..labels import CONTROL
 from ..matrix_scan import OnRows
 from ..normalize import median_total
+from ..remote import input_path
 from ..split_file import Key
 from ..standard import CONTEXT, PERTURBATION, UNS_KEY, MatrixMeta, StandardMeta, read_meta
 from .recipes import FilterRecipe
@@ -167,7 +168,7 @@ def read_de_counts(path: str | os.PathLike[str], recipe: str) -> dict[Key, int]:
 
     Raises `InvalidFile` (E655) for a table that cannot be used.
     """
-    file = Path(path)
+    file = input_path(path)
 
     def broken(found: object, expected: str, line: int = 1) -> InvalidFile:
         where, quoted = f"{file.name}:{line}", shlex.quote("FILE.h5ad")

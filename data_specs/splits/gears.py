@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from ..errors import UsageError
 from ..gmt import covered, read_gmt
 from ..labels import CONTROL, split_label
+from ..remote import input_path
 from ..split_file import Key, Split, SplitName, labels_sha256
 from .labels_table import LabelTable, assemble
 
@@ -207,7 +207,7 @@ def _covered_conditions(
     known = set(covered(genes, annotation))
     kept = [c for c in conditions if known.issuperset(condition_genes(c))]
     dropped = sorted(set(conditions) - set(kept))
-    note = {"gmt": Path(gmt).name, "max_term_size": max_term_size, "dropped": dropped}
+    note = {"gmt": input_path(gmt).name, "max_term_size": max_term_size, "dropped": dropped}
     return kept, {"drop_uncovered": {**note, "targets": [gene for gene in genes if gene not in known]}}
 
 

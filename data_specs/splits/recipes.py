@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from ..errors import InvalidFile, UnknownName, UsageError
 from ..issues import Issue, Severity, make_issue
-from ..remote import file_name, input_path
+from ..remote import input_path
 from ..spec_models import Strict
 from ..specs import parse_spec, read_toml
 from ..split_file import SPLIT_NAMES, Split, labels_sha256
@@ -249,7 +249,7 @@ def _issue(
 ) -> Issue:
     return make_issue(
         code,
-        where=f"{file_name(input_path(source))}:/obs/perturbation",
+        where=f"{input_path(source).name}:/obs/perturbation",
         found=found,
         expected=expected,
         severity=severity,

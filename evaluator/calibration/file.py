@@ -119,7 +119,7 @@ def check_belongs(calibration: Calibration, card: ScoreCard, *, path: str | os.P
             continue
         issue = make_issue(
             "E732",
-            where=Path(path).name,
+            where=input_path(path).name,
             found=f"{what} {_shown(mine)}",
             expected=f"{what} {_shown(wanted)}, as in {card.name}",
             what=what,

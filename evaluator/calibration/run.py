@@ -20,7 +20,7 @@ from ...data_specs.hashing import file_sha256
 from ...data_specs.issues import has_errors
 from ...data_specs.joined_source import JoinedSource
 from ...data_specs.memory_source import MemorySource
-from ...data_specs.remote import absolute_text, file_name, input_path, is_path_like
+from ...data_specs.remote import absolute_text, input_path, is_path_like
 from ...data_specs.spec_models import Edition, Profile
 from ...data_specs.specs import load_edition
 from ...data_specs.split_file import Split, read_split
@@ -211,7 +211,7 @@ def _record(items: Sequence[tuple[str | None, Any]]) -> dict[str, Any]:
     hashes = {}
     for context, item in items:
         is_path = is_path_like(item)
-        name = context or (file_name(input_path(item)) if is_path else "truth")
+        name = context or (input_path(item).name if is_path else "truth")
         hashes[f"truth:{name}"] = file_sha256(item) if is_path else None
     if len(items) == 1:
         return {"sha256": next(iter(hashes.values()))}

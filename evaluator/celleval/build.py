@@ -15,6 +15,7 @@ import numpy as np
 from ...data_specs.errors import InvalidFile, UsageError
 from ...data_specs.h5ad import H5ad
 from ...data_specs.issues import first_of, make_issue, sort_issues
+from ...data_specs.remote import input_path
 from ...data_specs.sources import Source
 from ...data_specs.spec_models import Edition, Profile
 from ...data_specs.temporary import temporary_folder, temporary_path
@@ -255,7 +256,7 @@ def _mean_response(
         "metrics": list(specs),
         "train": train.name,
         "n_cells": dict(counts),
-        "n_cells_from": "real cells" if build.perts is None else Path(build.perts).name,
+        "n_cells_from": "real cells" if build.perts is None else input_path(build.perts).name,
     }
     return record, aggregate_table(columns).to_csv(index=False)
 
@@ -278,11 +279,11 @@ def _cell_counts(
     column = options.pert_col or edition.file.perturbation_column
     control = options.control or edition.file.control_label
     columns = tuple(dict.fromkeys((column, edition.file.perturbation_column)))
-    listed = read_perturbation_list(Path(perts), columns=columns, control=control).expected(None)
+    listed = read_perturbation_list(input_path(perts), columns=columns, control=control).expected(None)
     missing, extra = sorted(set(real) - set(listed)), sorted(set(listed) - set(real))
     if missing or extra:
         found = f"missing {first_of(missing)}, extra {first_of(extra)}"
         expected = f"the {len(real):,} perturbations of {truth.name}"
-        where, file = f"{Path(perts).name}:{column}", shlex.quote(str(truth.path))
+        where, file = f"{input_path(perts).name}:{column}", shlex.quote(str(truth.path))
         raise InvalidFile([make_issue("E568", where=where, found=found, expected=expected, file=file)])
     return {label: real[label] if n is None else n for label, n in listed.items()}

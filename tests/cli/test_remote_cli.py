@@ -1,6 +1,7 @@
 """Commands on URLs: scored by workers of other processes, the numbers of local files, nothing copied whole."""
 
 import json
+import shutil
 
 import pytest
 from builders import standard_h5ad
@@ -92,7 +93,7 @@ def test_calibration_split_training_and_prediction(server, folder, tmp_path):
         )
         words = ["data", "split", source, "--scheme", "random", "--seed", "1", "-o", tmp_path / f"{name}.csv"]
         assert call(*words) == 0
-        more = "?token=hidden" if name == "there" else ""
+        more = "?token=sesame" if name == "there" else ""
         words = [
             "train",
             "perturbation-mean",
@@ -105,7 +106,7 @@ def test_calibration_split_training_and_prediction(server, folder, tmp_path):
         words = ["predict", tmp_path / f"run-{name}", "-o", tmp_path / f"{name}.h5ad", "--quiet"]
         assert call(*words) == 0
     kept = (tmp_path / "run-there" / "inputs.json").read_text()
-    assert f"{url}?…" in json.loads(kept)["data"]["file"] and "hidden" not in kept
+    assert f"{url}?…" in json.loads(kept)["data"]["file"] and "sesame" not in kept
     assert (tmp_path / "c-here.json").read_bytes() == (tmp_path / "c-there.json").read_bytes()
     assert (tmp_path / "here.csv").read_bytes() == (tmp_path / "there.csv").read_bytes()
     assert call("diff", tmp_path / "here.h5ad", tmp_path / "there.h5ad") == 0
@@ -127,18 +128,88 @@ def test_other_commands_take_urls(server, tmp_path):
     for words in (
         ["validate", f"{server.url}/p0.h5ad", "--edition", "core"],
         ["inspect", f"{server.url}/p0.h5ad"],
-        ["pack", f"{server.url}/p0.h5ad?token=hidden", "--edition", "core", "-o", tmp_path / "packed.h5ad"],
+        ["pack", f"{server.url}/p0.h5ad?token=sesame", "--edition", "core", "-o", tmp_path / "packed.h5ad"],
         ["data", "check", f"{server.url}/screen.h5ad"],
         ["probe", f"{server.url}/p0.h5ad", "--truth", f"{server.url}/screen.h5ad", "--edition", "core"],
     ):
         assert call(*words) == 0, words
     left = [path.read_text() for path in tmp_path.iterdir() if path.suffix in (".json", ".md")]
-    assert left and not any("hidden" in text for text in left)
+    assert left and not any("sesame" in text for text in left)
+
+
+def test_every_command_by_url_gives_the_local_result_and_keeps_no_secret(server, folder, tmp_path, capsys):
+    """Each command from files and from URLs with a token: equal exit codes and data; the token is in no output."""
+    genes = [f"G{i:03d}" for i in range(40)]
+    (folder / "genes.csv").write_text("\n".join(["gene", *genes]) + "\n")
+    (folder / "perts.csv").write_text("target_gene\n" + "\n".join(LABELS) + "\n")
+    (folder / "table.tsv").write_text(
+        "".join(f"{gene}\t{i}\t{i * i % 7}\n" for i, gene in enumerate(["gene", *genes]))
+    )
+    token = "?token=sesame"
+    for name, root, end in (("here", folder, ""), ("there", server.url, token)):
+        out = tmp_path / name
+        out.mkdir()
+        screen, real = f"{root}/screen.h5ad{end}", f"{root}/real.h5ad{end}"
+        assert (
+            call("data", "split", screen, "--scheme", "random", "--seed", "1", "-o", out / "split.csv") == 0
+        )
+        shutil.copy(out / "split.csv", folder / "split.csv")
+        split, genes_csv = f"{root}/split.csv{end}", f"{root}/genes.csv{end}"
+        for words in (
+            ["truth", "build", real, "--edition", "vcc2026", "--pert-col", "target", "-o", out / "bundle"],
+            ["calibrate", screen, "--edition", "core", "-o", out / "calibration.json"],
+            ["data", "filter", screen, "--recipe", "perturbench", "-o", out / "filtered.h5ad"],
+            [
+                "train",
+                "ridge",
+                screen,
+                "--split",
+                split,
+                "--features",
+                f"{root}/table.tsv{end}",
+                "-o",
+                out / "run",
+            ],
+            ["predict", out / "run", "--controls", screen, "-o", out / "pred.h5ad"],
+            [
+                "score",
+                out / "pred.h5ad",
+                "--truth",
+                screen,
+                "--edition",
+                "core",
+                "--split",
+                split,
+                "-o",
+                out / "card",
+            ],
+            [
+                "pack",
+                out / "pred.h5ad",
+                "--edition",
+                "core",
+                "--genes",
+                genes_csv,
+                "-o",
+                out / "packed.h5ad",
+            ],
+            ["report", out / "card", "-o", out / "report.html"],
+        ):
+            assert call(*words) == 0, (name, words, capsys.readouterr().err)
+    written = [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+    assert len(written) > 30 and {path.name for path in written} == {
+        path.name for path in (tmp_path / "here").rglob("*") if path.is_file()
+    }
+    for path in written:
+        assert b"sesame" not in path.read_bytes(), path
+    assert same_tables(tmp_path / "here" / "card", tmp_path / "there" / "card")
+    for name in ("calibration.json", "split.csv"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
 def test_the_card_keeps_no_secret(server, tmp_path):
-    entry, truth = f"{server.url}/p0.h5ad?token=hidden", f"{server.url}/screen.h5ad"
+    entry, truth = f"{server.url}/p0.h5ad?token=sesame", f"{server.url}/screen.h5ad"
     words = ["score", entry, "--truth", truth, "--edition", "core", "-o", tmp_path / "card", "--quiet"]
     assert call(*words) == 0
     text = (tmp_path / "card" / "scorecard.json").read_text()
-    assert "hidden" not in text and "p0.h5ad?…" in text
+    assert "sesame" not in text and "p0.h5ad?…" in text

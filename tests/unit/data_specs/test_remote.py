@@ -79,6 +79,15 @@ def test_missing_packages_and_unknown_systems_are_named(monkeypatch, server):
         remote.input_path("s3://bucket/a.h5ad")
 
 
+def test_neighbours_of_an_address_with_a_query(server):
+    path = remote.input_path(f"{server.url}/a/b.h5ad?x=1")
+    assert (path.name, path.stem, path.suffix) == ("b.h5ad", "b", ".h5ad")
+    assert str(path.with_suffix(".json")) == f"{server.url}/a/b.json?x=1"
+    assert str(path.parent / "c.json").replace("//c", "/c") == f"{server.url}/a/c.json?x=1"
+    assert str(path / "manifest.json") == f"{server.url}/a/b.h5ad/manifest.json?x=1"
+    assert str(remote.input_path(f"{server.url}/a") / "c.json") == f"{server.url}/a/c.json"
+
+
 def test_urls_with_contexts(server):
     found = named_files([f"B={server.url}/b.h5ad", f"{server.url}/a.h5ad?x=1"], "--controls")
     assert [(context, str(path)) for context, path in found] == [
@@ -127,6 +136,34 @@ def test_issues_of_remote_files(server, folder):
         assert refused.code == "E004" and "range requests" in refused.found
 
 
+def test_a_server_that_only_streams_is_refused(folder):
+    pytest.importorskip("upath", reason='needs fsspec: pip install "vcbench[remote]"')
+    written(folder / "streamed.h5ad")
+    with served(folder, parts=False, sizes=False) as other:
+        refused = code_of(f"{other.url}/streamed.h5ad")
+    assert refused.code == "E004" and "Cannot seek" in refused.found
+
+
+def test_values_that_do_not_come_whole_are_no_values(folder):
+    """h5py takes every read for a full one; a short one must be an error, not whatever the memory held."""
+    pytest.importorskip("upath", reason='needs fsspec: pip install "vcbench[remote]"')
+    path = written(folder / "short.h5ad", n_obs=6000, n_vars=2000, storage="dense")
+    with served(folder, hole=(12 * 2**20, 20 * 2**20)) as other, H5ad(f"{other.url}/short.h5ad") as file:
+        assert file.n_obs == 6000 and path.stat().st_size > 40 * 2**20
+        with pytest.raises(InvalidFile) as caught:
+            list(file.row_blocks())
+    assert caught.value.issues[0].code == "E004"
+
+
+def test_bugs_stay_bugs():
+    path = remote.input_path(Unreachable(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"):
+        path.is_file()
+    for error in (MemoryError(), AttributeError("x")):
+        with pytest.raises(type(error)):
+            remote.input_path(Unreachable(error)).stat()
+
+
 def test_an_error_of_the_network_while_reading_is_an_issue(server, folder):
     written(folder / "dies.h5ad", n_obs=4000, n_vars=2000, storage="dense")
     with H5ad(f"{server.url}/dies.h5ad") as file, pytest.raises(InvalidFile) as caught:
@@ -151,19 +188,23 @@ class Unreachable:
 
     name, suffix, protocol, fs, path = "a.h5ad", ".h5ad", "s3", None, "bucket/a.h5ad"
 
+    def __init__(self, error):
+        self.error = error
+
     def __str__(self):
         return "s3://bucket/a.h5ad"
 
     def stat(self):
-        raise RuntimeError("no credentials")
+        raise self.error
 
     exists = is_file = is_dir = stat
 
 
 def test_errors_of_network_libraries_are_issues():
-    path = remote.input_path(Unreachable())
+    unreachable = Unreachable(RuntimeError("no credentials"))
+    path = remote.input_path(unreachable)
     assert not path.exists() and not path.is_file() and not path.is_dir()
-    for opened in (path, Unreachable()):
+    for opened in (path, unreachable):
         issue = code_of(opened)
         assert issue.code == "E004" and "RuntimeError: no credentials" in issue.found
         assert issue.where == "s3://bucket/a.h5ad"
