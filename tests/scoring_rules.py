@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 from vcc2026_panels import CONTROL, random_panel
@@ -102,3 +103,14 @@ CASES = (
     ScoringCase("", "two contexts in one file", "E591", "real", two_contexts, None),
     ScoringCase("", "controls only", "E592", "real", lambda a: a[a.obs["target"] == CONTROL].copy(), None),
 )
+
+
+def with_contexts(arm, names=("A", "B")):
+    parts = []
+    for name in names:
+        part = arms()[arm].copy() if name == "A" else random_panel(11)[arm].copy()
+        part.obs["context"] = name
+        parts.append(part)
+    joined = ad.concat(parts, index_unique="-")
+    joined.obs["target"] = joined.obs["target"].astype(str)
+    return joined

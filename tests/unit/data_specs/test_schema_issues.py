@@ -3,174 +3,38 @@
 import shlex
 import tomllib
 from importlib import resources
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from builders import GENES, standard_h5ad
-from vcbench.data_specs.conversion import convert
-from vcbench.data_specs.errors import InvalidFile
-from vcbench.data_specs.gmt import read_gmt
-from vcbench.data_specs.schema_check import check_standard
-from vcbench.data_specs.spec_models import DatasetSpec
-from vcbench.data_specs.specs import parse_spec
+from builders import GENES
+from schema_edits import (
+    CONVERT,
+    DUPLICATE_GENES,
+    INSPECT,
+    OBS,
+    SHOW,
+    SPLIT,
+    TABLE,
+    checked,
+    drop,
+    edited,
+    empty_cell,
+    extra_category,
+    fractions,
+    gmt,
+    good,
+    means,
+    no_controls,
+    noted,
+    put,
+    refused,
+    relabel,
+    repeated_cell,
+    set_value,
+    stored_zero,
+    unlabel,
+)
 
-TABLE = {
-    "spec_version": 1,
-    "id": "mine",
-    "family": "mine",
-    "title": "t",
-    "citation": {"text": "c", "year": 2020},
-    "license": "MIT",
-    "organism": "Homo sapiens",
-    "modality": "CRISPRi",
-    "matrix": {"kind": "counts"},
-    "contexts": {"column": "context"},
-    "labels": {"column": "perturbation", "control": ["control"], "separator": "+"},
-}
-
-
-def spec(**changes):
-    return parse_spec(DatasetSpec, {**TABLE, **changes}, origin="test")
-
-
-def checked(path, code):
-    issues = [issue for issue in check_standard(path) if issue.code == code]
-    assert len(issues) == 1, [issue.render() for issue in check_standard(path)]
-    return issues[0]
-
-
-def refused(path, code, **changes):
-    before, out = path.read_bytes(), path.parent / "out.h5ad"
-    with pytest.raises(InvalidFile) as caught:
-        convert(path, spec(**changes), out=out)
-    assert not out.exists() and path.read_bytes() == before
-    assert [p.name for p in path.parent.iterdir() if "part" in p.name] == []
-    issues = [issue for issue in caught.value.issues if issue.code == code]
-    assert len(issues) == 1, [issue.render() for issue in caught.value.issues]
-    return issues[0]
-
-
-def noted(path, code, **changes):
-    done = convert(path, spec(**changes), out=path.parent / "out.h5ad")
-    return next(issue for issue in done.issues if issue.code == code)
-
-
-def edited(path, edit):
-    with h5py.File(path, "r+") as file:
-        edit(file)
-    return path
-
-
-def set_value(position, value):
-    def edit(file):
-        file["X/data"][position] = value
-
-    return edit
-
-
-def relabel(column, row, name):
-    """Give one row a new category."""
-
-    def edit(file):
-        node = file[f"obs/{column}"]
-        names = [n.decode() for n in node["categories"][()]]
-        codes = node["codes"][()]
-        codes[row] = len(names)
-        attrs = dict(node["categories"].attrs)
-        del node["categories"]
-        node.create_dataset("categories", data=[*names, name], dtype=h5py.string_dtype())
-        node["categories"].attrs.update(attrs)
-        node["codes"][...] = codes
-
-    return edit
-
-
-def unlabel(column, row):
-    def edit(file):
-        file[f"obs/{column}/codes"][row] = -1
-
-    return edit
-
-
-def drop(name):
-    def edit(file):
-        del file[name]
-
-    return edit
-
-
-def put(name, value):
-    def edit(file):
-        attrs = dict(file[name].attrs)
-        del file[name]
-        file.create_dataset(name, data=value)
-        file[name].attrs.update(attrs)
-
-    return edit
-
-
-def good(tmp_path, **options):
-    return standard_h5ad(tmp_path / "f.h5ad", **options)
-
-
-def repeated_cell(file):
-    file["obs/_index"][3] = file["obs/_index"][2]
-
-
-def extra_category(file):
-    node = file["obs/perturbation"]
-    names = [n.decode() for n in node["categories"][()]]
-    attrs = dict(node["categories"].attrs)
-    del node["categories"]
-    node.create_dataset("categories", data=[*names, "GONE"], dtype=h5py.string_dtype())
-    node["categories"].attrs.update(attrs)
-
-
-def stored_zero(file):
-    # Two entries of one row become one value and one zero: sums stay as they were.
-    data = file["X/data"]
-    data[0], data[1] = data[0] + data[1], 0
-
-
-def no_controls(tmp_path):
-    return good(tmp_path, controls=0)
-
-
-def means(tmp_path):
-    path = good(tmp_path, controls=0, cells=1, perturbations=("G000", "G001"), kind="log1p")
-    edited(path, put("uns/vcbench/rows", "mean"))
-    return edited(path, lambda file: file["obs/perturbation/codes"].__setitem__(1, 0))
-
-
-def fractions(tmp_path):
-    path = good(tmp_path)
-    return edited(path, set_value(7, 1.5))
-
-
-def empty_cell(tmp_path, rows):
-    x = np.random.default_rng(0).poisson(3.0, (68, len(GENES))).astype(np.float32) + 1
-    x[rows] = 0
-    return good(tmp_path, x=x)
-
-
-def gmt(tmp_path, content):
-    path = tmp_path / "sets.gmt"
-    path.write_bytes(content)
-    with pytest.raises(InvalidFile) as caught:
-        read_gmt(path)
-    assert len(caught.value.issues) == 1
-    return caught.value.issues[0]
-
-
-DUPLICATE_GENES = (*GENES[:-1], GENES[0])
-OBS = "f.h5ad:/obs/"
-CONVERT = "vcbench data convert {file} --spec my_dataset.toml -o fixed.h5ad"
-INSPECT = "vcbench inspect {file}"
-SPLIT = "vcbench data split DATA.h5ad --scheme gears-simulation --drop-uncovered GENESETS.gmt -o split.csv"
-SHOW = "vcbench data show mine"
-# name: (code, make the issue, where, part of found, part of expected, fix)
 DEFECTS = {
     "duplicate gene": (
         "E611",
@@ -595,42 +459,3 @@ def test_fixes_are_command_lines_that_parse():
             assert command.make_context(words[2], words[3:]).params
         else:
             assert words[1:] == ["inspect", "f.h5ad"]
-
-
-def test_valid_files_have_no_issue(tmp_path):
-    assert check_standard(standard_h5ad(tmp_path / "counts.h5ad", contexts=("A", "B"))) == []
-    assert check_standard(standard_h5ad(tmp_path / "log1p.h5ad", kind="log1p")) == []
-
-
-def test_all_problems_at_once_and_the_file_is_untouched(tmp_path):
-    path = edited(good(tmp_path), set_value(5, -2))
-    edited(path, set_value(7, 0.5))
-    edited(path, drop("obs/n_targets"))
-    edited(path, unlabel("context", 0))
-    before = path.read_bytes()
-    assert [issue.code for issue in check_standard(path, block_bytes=1)] == ["E615", "E616", "E620", "E626"]
-    assert path.read_bytes() == before
-
-
-def test_results_do_not_depend_on_the_block_size(tmp_path):
-    path = edited(fractions(tmp_path), set_value(200, -1))
-    assert check_standard(path, block_bytes=1) == check_standard(path, block_bytes=2**26)
-
-
-def test_container_problems_are_issues_too(tmp_path):
-    (tmp_path / "text.h5ad").write_text("gene,count\n")
-    assert [issue.code for issue in check_standard(tmp_path / "text.h5ad")] == ["E003"]
-    assert [issue.code for issue in check_standard(tmp_path / "none.h5ad")] == ["E001"]
-
-
-def test_log1p_of_a_gene_subset_may_sum_to_less(tmp_path):
-    path = standard_h5ad(tmp_path / "a.h5ad", kind="log1p")
-    edited(path, put("uns/vcbench/matrix/target_sum", 100.0))
-    edited(path, set_value(0, 0.1))
-    assert check_standard(path) == []
-
-
-def test_recall_level_counts_only_warn(tmp_path):
-    path = good(tmp_path)
-    done = convert(path, spec(n_cells={"value": 70, "verified": "recall"}), out=Path(tmp_path / "out.h5ad"))
-    assert [(issue.code, issue.severity) for issue in done.issues] == [("E635", "warning")]
